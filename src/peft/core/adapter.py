@@ -1,0 +1,271 @@
+"""What a method author writes. One Adapter = one (layer, adapter name) pair; it owns no tensors itself.
+
+Tensors live on the layer, parameter-major (`layer.lora_A["default"]`), because that is the checkpoint layout;
+fields give the author the adapter-major view (`self.lora_A`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+class Field:
+    """One entry per adapter, stored on the layer: `layer.<field>[adapter]`. An entry that was never set reads as None.
+
+    container: the class that holds the entries; None for plain Python values. entries: the dict inside it.
+    """
+
+    def __init__(self, container, entries, trainable, saved):
+        self.container, self.entries, self.trainable, self.saved = container, entries, trainable, saved
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, adapter, owner=None):
+        if adapter is None:
+            return self
+        if self.container is None:
+            return adapter.layer.__dict__[self.name].get(adapter.name)
+        slots = adapter.layer._modules.get(self.name)
+        return None if slots is None else getattr(slots, self.entries).get(adapter.name)
+
+    def __set__(self, adapter, value):
+        self.slots(adapter.layer)[adapter.name] = value
+
+    def slots(self, layer):
+        """The container on the layer, made when it is first needed: empty ones would only slow every module walk."""
+        if self.container is None:
+            return layer.__dict__[self.name]
+        if self.name not in layer._modules:
+            layer._modules[self.name] = self.container()
+        return layer._modules[self.name]
+
+    def slots_of(self, adapter):
+        """The `Slot`s of one adapter's entry; their keys are relative to the layer."""
+        value = None if self.container is None else self.__get__(adapter)
+        if value is None:
+            return []
+        key = f"{self.name}.{adapter.name}"
+        if isinstance(value, torch.Tensor):
+            return [Slot(key, value, getattr(self.slots(adapter.layer), self.entries), adapter.name)]
+        return module_slots(value, f"{key}.")
+
+
+@dataclass(slots=True)
+class Slot:
+    """A place in the model for one tensor of a checkpoint: `owner[name]`, under `key` in the model's state_dict."""
+
+    key: str
+    tensor: torch.Tensor
+    owner: dict | None = None  # None: the tensor is computed, and a loader has nothing to fill
+    name: str = ""
+    file_key: str = ""
+    device: torch.device | None = None  # where it belongs, for a tensor that is still on the meta device
+
+
+def module_slots(module, prefix=""):
+    """The slots of all parameters and saved buffers of a module."""
+    found = []
+    for path, m in module.named_modules():
+        path = f"{prefix}{path}." if path else prefix
+        for owner in (m._parameters, m._buffers):
+            for name, t in owner.items():
+                if t is not None and name not in m._non_persistent_buffers_set:
+                    found.append(Slot(f"{path}{name}", t, owner, name))
+    return found
+
+
+class BufferDict(nn.Module):
+    """A dict of buffers, like nn.ParameterDict; with persistent=False they are in no state_dict."""
+
+    def __init__(self, persistent=False):
+        super().__init__()
+        self.persistent = persistent
+
+    def __setitem__(self, key, value):
+        self.register_buffer(key, value, persistent=self.persistent)
+
+    def __getitem__(self, key):
+        return self._buffers[key]
+
+    def __delitem__(self, key):
+        del self._buffers[key]
+
+    def __contains__(self, key):
+        return key in self._buffers
+
+    def __len__(self):
+        return len(self._buffers)
+
+    def __iter__(self):
+        return iter(self._buffers)
+
+    def keys(self):
+        return self._buffers.keys()
+
+    def values(self):
+        return self._buffers.values()
+
+    def items(self):
+        return self._buffers.items()
+
+
+class _Derived(BufferDict):
+    """Tensors that are computed from the base weight, so no file holds them."""
+
+    def __init__(self):
+        super().__init__(persistent=False)
+
+
+def Param(trainable=True):
+    """Field of trained tensors: `layer.<field>.<adapter>`."""
+    return Field(nn.ParameterDict, "_parameters", trainable, saved=True)
+
+
+def Mod(trainable=True):
+    """Field of submodules: `layer.<field>.<adapter>.weight`; trainable=False for ones without parameters."""
+    return Field(nn.ModuleDict, "_modules", trainable, saved=trainable)
+
+
+def Derived():
+    """Field of tensors that no file holds."""
+    return Field(_Derived, "_buffers", trainable=False, saved=False)
+
+
+def Val():
+    """Field of plain Python values: `layer.<field>[adapter]`."""
+    return Field(None, None, trainable=False, saved=False)
+
+
+class Adapter:
+    """Root of all layer methods: declare fields, `build` them, then define one seam.
+
+    input(x) -> x            change what the base layer sees            (OFT, IA3 on feed-forward)
+    output(x, y) -> y        change what the base layer returns         (LoRA, IA3, Poly, routers, bottlenecks)
+    merged_weight(W) -> W'   say what the base weight becomes on merge; omit it and the method cannot be merged
+    low_rank()               a pair of factors, where that is all there is: linear layers then take the fused path
+
+    Weights are always canonical (out, in, *kernel) and dequantized, whatever the layer kind or backend.
+    """
+
+    prefix = ""
+    kinds: tuple[str, ...] = ("linear",)  # names of the layer kinds it can adapt
+    renames: dict[str, str] = {}  # checkpoint spelling of a key ending, where it differs from the model's
+    parallel = True  # several adapters on one layer: each acts on the pristine W (else on what the last one made)
+    changes_input = False
+    fields: dict[str, Field] = {}
+
+    def __init_subclass__(cls):
+        cls.fields = {**cls.fields, **{k: f for k, f in vars(cls).items() if isinstance(f, Field)}}
+        cls.changes_input = cls.input is not Adapter.input
+
+    def __init__(self, layer, name, key=""):
+        self.layer, self.name, self.key = layer, name, key
+        self.frozen = False  # True: activating it does not make it trainable
+        self.trainable = True  # what set_trainable said last
+        self.shared = False  # True: its tensors belong to an adapter on another layer, which saves them
+
+    # -- what the layer offers the author ------------------------------------------------------------------------
+    @property
+    def kind(self):
+        return self.layer.kind
+
+    @property
+    def base(self):
+        return self.layer.get_base_layer()
+
+    @property
+    def training(self):
+        return self.layer.training
+
+    def base_weight(self):
+        """The pristine base weight, also while merged."""
+        return self.layer.base_weight()
+
+    # -- seams ---------------------------------------------------------------------------------------------------
+    def build(self, config, where):
+        """Create the fields, uninitialised. `where`: device and dtype for new tensors, as keyword arguments."""
+        raise NotImplementedError
+
+    def derive(self, config):
+        """Compute the fields that follow from the base weight and are in no file."""
+
+    def reset(self, config):
+        """Initialise the fields that a file would hold."""
+
+    def input(self, x):
+        return x
+
+    def output(self, x, y):
+        return y
+
+    def low_rank(self):
+        return None
+
+    def merged_weight(self, W):
+        raise NotImplementedError(f"{type(self).__name__} cannot be merged: what it does is no fixed weight.")
+
+    def delta(self, W):
+        """merged_weight(W) - W."""
+        return self.merged_weight(W) - W
+
+    def merged_bias(self, b, W):
+        """The base layer's bias after a merge; b may be None."""
+        return b
+
+    def frozen_fields(self):
+        """Names of fields that stay frozen although they are parameters."""
+        return ()
+
+    # -- state ---------------------------------------------------------------------------------------------------
+    def parameters(self, frozen=False):
+        """The trained tensors of this adapter (with frozen=True also those that stay frozen)."""
+        skip = () if frozen else self.frozen_fields()
+        for name, field in self.fields.items():
+            if field.trainable and name not in skip and (value := field.__get__(self)) is not None:
+                yield from (value,) if isinstance(value, torch.Tensor) else value.parameters()
+
+    def set_trainable(self, trainable):
+        self.trainable = trainable
+        for p in self.parameters():
+            p.requires_grad = trainable
+
+    def saved_slots(self):
+        """The slots, keys relative to the layer, of what a file holds of this adapter."""
+        if self.shared:
+            return []
+        return [slot for f in self.fields.values() if f.saved for slot in f.slots_of(self)]
+
+    def file_key(self, key):
+        """A slot's key as it stands in a file: without the adapter's name, and respelled."""
+        field, _, rest = key.partition(".")
+        key = field + rest.removeprefix(self.name)
+        return self.renames.get(key, key)
+
+
+class Additive(Adapter):
+    """W' = W + delta_weight(). Forward and merge come for free; override `output` for a cheaper path."""
+
+    def delta_weight(self):
+        """(out, in, *kernel), what this adapter adds to W."""
+        raise NotImplementedError
+
+    def output(self, x, y):
+        return y + self.layer.op(x, self.delta_weight())
+
+    def delta(self, W):
+        return self.delta_weight().to(W.dtype)
+
+    def merged_weight(self, W):
+        return W + self.delta(W)
+
+
+class Reweight(Adapter):
+    """W' = merged_weight(W), any function of W. Forward comes for free; override `input`/`output` for a cheaper path."""
+
+    parallel = False
+
+    def output(self, x, y):
+        W = self.base_weight()
+        return y + self.layer.op(x, self.merged_weight(W) - W)

@@ -1,0 +1,367 @@
+"""The one wrapper around a base layer: adapters by name, activation, forward, merge, for every method alike."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from peft import layers, quant
+from peft.core.adapter import Adapter
+from peft.core.state import AdapterState, Stray
+from peft.errors import AdapterError, MergeError
+
+
+class AdapterLayer(nn.Module):
+    """A base layer with adapters. Each method has a subclass that names its `adapter_cls`, for isinstance and repr.
+
+    adapters  {adapter name: Adapter}; the tensors lie in containers named after the adapter's fields
+    state     the model's active record, or this layer's own if it was switched alone
+    """
+
+    adapter_cls: type[Adapter]
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "adapter_cls" in cls.__dict__:
+            fields = cls.adapter_cls.fields
+            cls.adapter_layer_names = tuple(n for n, f in fields.items() if f.trainable)
+            cls.other_param_names = tuple(n for n, f in fields.items() if not f.trainable)
+
+    def __init__(self, base_layer, param=None, state=None):
+        super().__init__()
+        self.base_layer = base_layer
+        base = self.get_base_layer()
+        kind = layers.find(base, param)
+        if kind is None or kind.name not in self.adapter_cls.kinds:
+            raise ValueError(
+                f"Target module {base} is not supported: {self.adapter_cls.__name__} adapts layers of the kinds "
+                f"{', '.join(self.adapter_cls.kinds)}. Choose its sub-layers in target_modules instead."
+            )
+        self.kind, self.backend = kind, quant.find(base)
+        self.state = AdapterState() if state is None else state
+        self.adapters = {}
+        self.banks = {}  # stacked factors for mixed batches, by tuple of adapters
+        self._live = (None, ())  # (active tuple it was made for, the adapters of it that this layer has)
+        self._present = ()
+        self.owned = False  # True: another wrapper made this one and takes it away
+        self._undo = []  # what each merge replaced: (adapter name, packed weight or None, bias), newest last
+        for name, field in self.adapter_cls.fields.items():
+            if field.container is None:
+                self.__dict__[name] = {}
+        self.kind.attach(self)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            field = self.adapter_cls.fields.get(name)
+            if field is not None:  # no adapter uses this container, so it was not made: it reads as empty
+                return field.container()
+            if name.startswith("_") or "base_layer" not in self._modules:
+                raise
+            return getattr(self._modules["base_layer"], name)
+
+    # -- base layer ----------------------------------------------------------------------------------------------
+    def get_base_layer(self):
+        """The original module, below all wrappers."""
+        layer = self
+        while isinstance(layer, AdapterLayer):
+            layer = layer._modules["base_layer"]
+        return layer
+
+    @property
+    def shape(self):
+        """(out, in, *kernel) of the canonical weight."""
+        return self.kind.shape(self.get_base_layer())
+
+    @property
+    def in_features(self):
+        return self.shape[1]
+
+    @property
+    def out_features(self):
+        return self.shape[0]
+
+    @property
+    def weight(self):
+        return self.get_base_layer().weight
+
+    @property
+    def bias(self):
+        return self.get_base_layer().bias
+
+    def base_weight(self):
+        """The pristine weight, dequantized, canonical layout, also while merged."""
+        base = self.get_base_layer()
+        packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
+        return self.kind.canon(self.backend.unpack(base, packed))
+
+    def op(self, x, W):
+        """The base operation with canonical weight `W` and no bias."""
+        return self.kind.op(self.get_base_layer(), x, W)
+
+    # -- adapters ------------------------------------------------------------------------------------------------
+    def add_adapter(self, name, config, key="", *, autocast=True, empty=False):
+        """Make adapter `name` on this layer.
+
+        key: the layer's path in the model. autocast: float32 adapter weights on a half-precision base.
+        empty: allocate on the meta device and skip the initialisation, for a loader that assigns the tensors.
+        """
+        if name in self.adapters:
+            self.delete_adapter(name)
+        adapter = self.adapter_cls(self, name, key)
+        device, dtype = self.backend.placement(self.get_base_layer(), self.kind.param)
+        if autocast and dtype.itemsize < 4:
+            dtype = torch.float32
+        adapter.build(config, {"device": "meta" if empty else device, "dtype": dtype})
+        self.adapters[name] = adapter
+        self._changed()
+        if not empty or device.type != "meta":
+            adapter.derive(config)
+        if not empty and device.type != "meta":
+            with torch.no_grad():
+                adapter.reset(config)
+        for field in self.adapter_cls.fields.values():
+            if field.entries == "_modules" and (module := field.__get__(adapter)) is not None:
+                module.train(self.training)
+        adapter.frozen = config.inference_mode
+        adapter.set_trainable(name in self.state.active and not adapter.frozen)
+        for field in adapter.frozen_fields():
+            for slot in adapter.fields[field].slots_of(adapter):
+                slot.tensor.requires_grad = False
+        self.kind.added(self, name, config, autocast=autocast, empty=empty)
+
+    def settle(self, name, config):
+        """Give the tensors of an adapter that are still on the meta device, left out by a file, their initial values."""
+        adapter = self.adapters[name]
+        slots = [s for s in adapter.saved_slots() if s.owner is not None]
+        if not any(s.tensor.is_meta for s in slots):
+            return
+        device = self.backend.placement(self.get_base_layer(), self.kind.param)[0]
+        filled = [(s, s.tensor.detach().clone()) for s in slots if not s.tensor.is_meta]
+        for slot in slots:
+            if slot.tensor.is_meta:
+                old = slot.tensor
+                new = torch.empty_like(old, device=device)
+                slot.owner[slot.name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        with torch.no_grad():
+            adapter.reset(config)
+            for slot, value in filled:
+                slot.owner[slot.name].copy_(value)
+        self._changed()
+
+    def delete_adapter(self, name):
+        """Remove an adapter; raises AdapterError while it is merged."""
+        if name in self.merged_adapters:
+            raise AdapterError(f"Adapter {name!r} is merged into the base layer; unmerge it before deleting it.")
+        if self.adapters.pop(name, None) is None:
+            return
+        for field_name, field in self.adapter_cls.fields.items():
+            slots = self.__dict__[field_name] if field.container is None else self._modules.get(field_name)
+            if slots is not None and name in slots:
+                del slots[name]
+                if field.container is not None and not len(slots):
+                    del self._modules[field_name]
+        self._changed()
+        if name in self.state.active and isinstance(self.state, Stray):
+            self.state.active = tuple(n for n in self.state.active if n != name)
+
+    def _changed(self):
+        self._live = (None, ())
+        self._present = tuple(self.adapters)
+        self.banks.clear()
+
+    def live(self):
+        """The adapters that act in a forward without adapter_names, in order."""
+        active = self.state.active
+        if torch.compiler.is_compiling():
+            return [self.adapters[n] for n in active if n in self.adapters]
+        cached = self._live
+        if cached[0] is not active:
+            self._live = cached = (active, [self.adapters[n] for n in active if n in self.adapters])
+        return cached[1]
+
+    @property
+    def active_adapters(self):
+        return list(self.state.active)
+
+    active_adapter = _active_adapter = active_adapters
+
+    @property
+    def disable_adapters(self):
+        return not self.state.enabled
+
+    _disable_adapters = disable_adapters
+
+    def set_adapter(self, adapter_names, inference_mode=False):
+        """Switch this layer alone. Active adapters are trained, others not; inference_mode=True freezes all."""
+        names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
+        for name, adapter in self.adapters.items():
+            adapter.set_trainable(name in names and not inference_mode and not adapter.frozen)
+        self._stray(names, self.state.enabled)
+
+    def enable_adapters(self, enabled):
+        """Let this layer's adapters act, or not; nothing about their training changes."""
+        self._stray(self.state.active, enabled)
+
+    def _stray(self, active, enabled):
+        if isinstance(self.state, Stray):
+            self.state.active, self.state.enabled = active, enabled
+        elif (active, enabled) != (self.state.active, self.state.enabled):
+            self.state.strays.append(self)
+            self.state = Stray(self.state, active, enabled)
+
+    def set_requires_grad(self, adapter_names, requires_grad=True):
+        """Train adapters, or freeze them, whether they are active or not."""
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            if name in self.adapters:
+                self.adapters[name].frozen = not requires_grad
+                self.adapters[name].set_trainable(requires_grad)
+
+    def _get_available_adapters(self):
+        return set(self.adapters)
+
+    _all_available_adapter_names = _get_available_adapters
+
+    # -- forward -------------------------------------------------------------------------------------------------
+    def forward(self, x, *args, **kwargs):
+        state = self.state
+        if state.calls and state.enabled and (call := state.call()) is not None:
+            return self._forward_call(call, x, *args, **kwargs)
+        if self._undo or not state.enabled:
+            if self._undo and not state.enabled:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        return self.kind.call(self, self.live(), x, *args, **kwargs)
+
+    def _forward_call(self, call, x, *args, **kwargs):
+        """A forward that chooses its adapters itself."""
+        if self._undo:
+            raise AdapterError("Cannot pass `adapter_names` when there are merged adapters, please unmerge first.")
+        plan = call.rows(x.shape[0], self._present, x.device)
+        if isinstance(plan, str):
+            return self.kind.call(self, [self.adapters[plan]], x, *args, **kwargs)
+        if not plan.rows:
+            return self.base_layer(x, *args, **kwargs)
+        return self.kind.mixed(self, plan, x, *args, **kwargs)
+
+    # -- merge ---------------------------------------------------------------------------------------------------
+    @property
+    def merged_adapters(self):
+        return [name for name, *_ in self._undo]
+
+    @property
+    def merged(self):
+        return bool(self._undo)
+
+    def adapted_weight(self, adapters, W):
+        """What the canonical base weight W becomes under these adapters, in float32 or better."""
+        new = W0 = W if W.dtype == torch.float64 else W.float()
+        for i, a in enumerate(adapters):
+            new = new + a.delta(W0) if a.parallel and i else a.merged_weight(new)
+        return new
+
+    def merge(self, safe_merge=False, adapter_names=None):
+        """Put adapters (default: the active ones) into the base weight.
+
+        The replaced weight is kept, so `unmerge` is exact. Raises MergeError, before anything is written, where the
+        result is not finite though the base weight is (safe_merge=True: wherever it is not finite).
+        """
+        base, param, backend = self.get_base_layer(), self.kind.param, self.backend
+        for name in self._mergeable(adapter_names):
+            adapter, packed, bias = self.adapters[name], backend.get(base, param), getattr(base, "bias", None)
+            with torch.no_grad():
+                W, W0 = self.kind.canon(backend.unpack(base, packed)), self.base_weight()
+                if adapter.parallel and self._undo:
+                    merged = W.float() + adapter.delta(W0.float())
+                else:
+                    merged = self.adapted_weight([adapter], W)
+                new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
+                merged = merged.to(W.dtype)
+                if not merged.sum(dtype=torch.float32).isfinite() and not merged.isfinite().all():
+                    if safe_merge or W.isfinite().all():
+                        raise MergeError(
+                            f"NaNs detected in the merged weights. The adapter {name} seems to be broken: merging it "
+                            f"into {adapter.key or type(base).__name__} gives values that are not finite."
+                        )
+                new_packed = backend.pack(base, self.kind.uncanon(merged), packed)
+            self._undo.append((name, packed, bias))
+            backend.put(base, param, new_packed)
+            if (
+                new_bias is not None
+                and new_bias is not bias
+                and (bias is None or new_bias.data_ptr() != bias.data_ptr())
+            ):
+                dtype = merged.dtype if bias is None else bias.dtype
+                base._parameters["bias"] = nn.Parameter(new_bias.to(dtype), requires_grad=False)
+
+    def _mergeable(self, names):
+        names = self.state.active if names is None else names
+        if isinstance(names, str):
+            raise TypeError(f"adapter_names must be a list of names, got the str {names!r}; write [{names!r}].")
+        merged = self.merged_adapters
+        if merged:
+            fresh = [n for n in names if n not in merged]
+            if fresh:
+                warnings.warn(
+                    f"Already following adapters were merged {','.join(merged)}. You are now additionally "
+                    f"merging {','.join(fresh)}.",
+                    stacklevel=3,
+                )
+            elif names:
+                warnings.warn("All adapters are already merged, nothing to do.", stacklevel=3)
+            names = fresh
+        return [n for n in names if n in self.adapters]
+
+    def unmerge(self):
+        """Put back, bit for bit, what the merges replaced."""
+        if not self._undo:
+            warnings.warn("Already unmerged, nothing to do.", stacklevel=2)
+        base = self.get_base_layer()
+        while self._undo:
+            _, packed, bias = self._undo.pop()
+            self.backend.put(base, self.kind.param, packed)
+            if getattr(base, "bias", None) is not bias:
+                base._parameters["bias"] = bias
+
+    def _apply(self, fn, recurse=True):
+        """`.to()` and friends also reach what a merge has put aside."""
+        super()._apply(fn, recurse)
+        moved = {id(p): nn.Parameter(fn(p.data), p.requires_grad) for _, *ps in self._undo for p in ps if p is not None}
+        self._undo = [(n, *(p if p is None else moved[id(p)] for p in ps)) for n, *ps in self._undo]
+        self.banks.clear()
+        return self
+
+    def forget_merge(self):
+        """Make a merge final: what it replaced is dropped."""
+        self._undo.clear()
+
+    def get_delta_weight(self, adapter):
+        """What merging the adapter adds to the base weight, in the module's own layout."""
+        with torch.no_grad():
+            return self.kind.uncanon(self.adapters[adapter].delta(self.base_weight().float()))
+
+    # -- scaling, for methods that have one ----------------------------------------------------------------------
+    def set_scale(self, adapter, scale):
+        """Scale an adapter's update by `scale` times what it was made with."""
+        if adapter in self.adapters and "scaling" in self.__dict__:
+            self.scaling[adapter] = float(scale * self.native_scaling(adapter))
+
+    def scale_layer(self, scale):
+        """Multiply the scaling of the active adapters."""
+        if scale != 1 and "scaling" in self.__dict__:
+            for adapter in self.live():
+                self.scaling[adapter.name] *= scale
+
+    def unscale_layer(self, scale=None):
+        """Undo `scale_layer(scale)`; None: back to the scaling that the adapters were made with."""
+        for adapter in self.live() if "scaling" in self.__dict__ else ():
+            name = adapter.name
+            self.scaling[name] = self.native_scaling(name) if scale is None else self.scaling[name] / scale
+
+    def supports_lora_conversion(self, adapter_name="default"):
+        return False
+
+    def _get_name(self):
+        kind = "ParamWrapper" if self.kind.name == "param" else type(self.get_base_layer()).__name__
+        return f"{self.adapter_cls.prefix.rstrip('_')}.{kind}"

@@ -1,0 +1,126 @@
+"""What all adapted layers of one model read on each forward: which adapters act, and what this call asks for."""
+
+import contextlib
+import threading
+
+
+class AdapterState:
+    """The one active record of a model. Switching or disabling adapters changes it; no layer is visited.
+
+    active    names of the adapters that act, in order; a new tuple object at each change
+    enabled   False: all layers compute what the base model would
+    calls     {thread id: Call}, the arguments of forwards now running that choose adapters for themselves
+    """
+
+    def __init__(self, active=(), enabled=True):
+        self.active = tuple(active)
+        self.enabled = enabled
+        self.calls = {}
+        self.replay = None  # the last such call, for checkpointing that recomputes it after its forward has ended
+        self.strays = []  # layers that were switched one by one and so left this record
+
+    def call(self):
+        """The arguments of the forward that this thread is in, or None."""
+        return self.calls.get(threading.get_ident(), self.replay)
+
+    @contextlib.contextmanager
+    def during(self, call, replay=False):
+        """While inside, forwards of this thread are governed by `call`; other threads are not affected."""
+        me = threading.get_ident()
+        before = self.calls.get(me)
+        self.calls[me] = call
+        self.replay = call if replay else None
+        try:
+            yield
+        finally:
+            if before is None:
+                self.calls.pop(me, None)
+            else:
+                self.calls[me] = before
+
+    def __getstate__(self):
+        return {**self.__dict__, "calls": {}, "replay": None}
+
+
+class Stray(AdapterState):
+    """The record of a layer that was switched on its own; calls still reach it through the model's record."""
+
+    def __init__(self, origin, active, enabled):
+        super().__init__(active, enabled)
+        self.origin = origin
+        self.calls = origin.calls
+
+    def call(self):
+        return self.origin.call()
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "calls": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.calls = self.origin.calls
+
+
+class Call:
+    """The arguments of one forward that reach adapted layers without touching the model's signature.
+
+    adapter_names: one adapter name a sample of the batch; "__base__" means no adapter.
+    """
+
+    BASE = "__base__"
+
+    def __init__(self, adapter_names):
+        self.names = list(adapter_names)
+        self._plans = {}
+
+    def rows(self, size, present, device):
+        """`[(name, row indices)]` of the adapters in `present` for a layer input of `size` rows, or one name for all.
+
+        A row of the batch may be many rows here (beams, or tokens of flattened sequences): size must be a multiple
+        of the number of names. Computed once per forward and kind of layer, not per layer.
+        """
+        key = (size, present, device)
+        if (plan := self._plans.get(key)) is None:
+            plan = self._plans[key] = self._plan(size, present, device)
+        return plan
+
+    def _plan(self, size, present, device):
+        import torch
+
+        from peft.errors import AdapterError
+
+        if size % len(self.names):
+            raise AdapterError(
+                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(self.names)} "
+                f"names for {size} rows."
+            )
+        times = size // len(self.names)
+        groups = {}
+        for i, name in enumerate(self.names):
+            if name in present:
+                groups.setdefault(name, []).extend(range(i * times, (i + 1) * times))
+        if len(groups) == 1 and len(next(iter(groups.values()))) == size:
+            return next(iter(groups))
+        return MixedPlan({n: torch.tensor(rows, device=device) for n, rows in groups.items()})
+
+
+class MixedPlan:
+    """Rows of one batch by adapter: {name: row indices}, and what batched products need of it."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.names = tuple(rows)
+        counts = [len(i) for i in rows.values()]
+        self.longest = max(counts, default=0)
+        self.even = len(set(counts)) == 1
+
+    def slots(self, size, device):
+        """Row indices (adapters, longest), short groups padded by repeating a row, and the same as a flat index."""
+        import torch
+
+        if not hasattr(self, "_slots"):
+            padded = [torch.cat([i, i[:1].expand(self.longest - len(i))]) for i in self.rows.values()]
+            index = torch.stack(padded)
+            identity = index.numel() == size and bool((index.flatten() == torch.arange(size, device=device)).all())
+            self._slots = index, identity
+        return self._slots

@@ -1,0 +1,401 @@
+"""Model level: give a model's layers their adapters, switch them, merge them, take them away. One class for every method."""
+
+import warnings
+
+from torch import nn
+
+from peft.core import extras, match
+from peft.core.layer import AdapterLayer
+from peft.core.state import AdapterState
+from peft.core.wrappers import AuxiliaryTrainingWrapper
+from peft.errors import AdapterError, NoMatchingPeftModuleError, PeftWarning, nearest
+
+
+class Tuner(nn.Module):
+    """A base model whose targeted layers carry adapters of one method.
+
+    layers  {path: AdapterLayer}, built once at injection: everything below walks it, never the module tree
+    extras  {path: AuxiliaryTrainingWrapper}, modules trained whole or by row beside the adapters
+    state   the active record that all of them read
+    """
+
+    layer_cls: type[AdapterLayer]
+    target_module_mapping: dict = {}  # model_type -> default targets
+    unsafe_targets: tuple[str, ...] = ()  # last names that state-space models cannot have adapted
+
+    def __init__(
+        self, model, peft_config, adapter_name, low_cpu_mem_usage=False, state_dict=None, autocast_adapter_dtype=True
+    ):
+        super().__init__()
+        self.model = model
+        self.peft_config = {}
+        self.layers, self.extras = {}, {}
+        self._collect()
+        configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
+        known = next(iter([*self.layers.values(), *self.extras.values()]), None)
+        self.state = AdapterState() if known is None else getattr(known.state, "origin", known.state)
+        if known is None:
+            for p in model.parameters():
+                p.requires_grad = False
+        if hasattr(model, "peft_config") and known is not None:
+            self.peft_config.update(model.peft_config if isinstance(model.peft_config, dict) else {})
+        for name, config in configs.items():
+            self.inject_adapter(
+                model,
+                name,
+                config,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                state_dict=state_dict,
+            )
+        self.set_adapter([adapter_name])
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "layer_cls" in cls.__dict__:
+            cls.tuner_layer_cls, cls.prefix = cls.layer_cls, cls.layer_cls.adapter_cls.prefix
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+    def forward(self, *args, **kwargs):
+        return self.model(*args, **kwargs)
+
+    # -- injection -----------------------------------------------------------------------------------------------
+    def inject_adapter(
+        self, model, adapter_name, config=None, *, autocast_adapter_dtype=True, low_cpu_mem_usage=False, state_dict=None
+    ):
+        """Add one adapter to all layers that its config targets; nothing of it stays behind if that fails.
+
+        low_cpu_mem_usage: adapter tensors on the meta device, for a loader that assigns them.
+        state_dict: take the targets from its keys instead of the config.
+        """
+        config = self.peft_config[adapter_name] if config is None else config
+        check_name(adapter_name)
+        before = dict(self.peft_config)
+        self.peft_config[adapter_name] = config
+        try:
+            self.prepare_config(config)
+            self.check_new_config(adapter_name, config)
+            self.prepare_model(config)
+            how = {"autocast": autocast_adapter_dtype, "empty": low_cpu_mem_usage}
+            self._add_to_targets(adapter_name, config, state_dict, how)
+            self._collect()
+            extras.add(self, adapter_name, config, how)
+            self._collect()
+            extras.tie_adapters(self, adapter_name, config, how)
+            self._train_biases()
+        except BaseException:
+            self._collect()
+            self._remove(adapter_name)
+            self.peft_config.clear()
+            self.peft_config.update(before)
+            raise
+        model.peft_config = self.peft_config
+
+    def prepare_config(self, config):
+        """Fill in targets that the config leaves open."""
+        targets = config.target_modules
+        if targets is None and not getattr(config, "target_parameters", None):
+            model_type = getattr(getattr(self.model, "config", None), "model_type", "custom")
+            if model_type not in self.target_module_mapping:
+                raise ValueError(
+                    f"Please specify `target_modules` in `peft_config`: there is no default for models of the type "
+                    f"{model_type!r}. 'all-linear' adapts every linear layer."
+                )
+            targets = self.target_module_mapping[model_type]
+            config.target_modules = targets if isinstance(targets, str) else set(targets)
+        elif isinstance(targets, str) and targets.lower() == match.ALL_LINEAR:
+            config.target_modules = match.all_linear(self.model, config.task_type)
+
+    def check_new_config(self, adapter_name, config):
+        """Raise ConfigError where a new adapter cannot share the model with those already there."""
+        biased = [n for n, c in self.peft_config.items() if getattr(c, "bias", "none") != "none"]
+        if len(self.peft_config) > 1 and len(biased) > 1:
+            raise ValueError(
+                f"{type(self).__name__} supports only 1 adapter with bias. When using multiple adapters, "
+                f"set bias to 'none' for all but one; {biased} all train the biases of the base model."
+            )
+
+    def prepare_model(self, config):
+        """Change the model's structure before any layer is looked at."""
+
+    def _add_to_targets(self, name, config, state_dict, how):
+        state_space = getattr(getattr(self.model, "config", None), "model_type", "") in match.STATE_SPACE_TYPES
+        unsafe = self.unsafe_targets if state_space else ()
+        parameters = getattr(config, "target_parameters", None) or ()
+        found, wanted, excluded = [], match.Names(None), match.Names(None)
+        if config.target_modules:
+            try:
+                found, wanted, excluded = match.target_modules(self.model, config, unsafe)
+            except NoMatchingPeftModuleError:
+                if not parameters and not state_dict:
+                    raise
+        if state_dict:
+            found = self._targets_of_file(state_dict, found)
+        in_parameters, wanted_parameters = match.target_parameters(self.model, parameters)
+        for key, path, module in found:
+            self._layer_at(path, module).add_adapter(name, config, key, **how)
+        for key, path, parameter in in_parameters:
+            self._layer_at(path, self.model.get_submodule(path), parameter).add_adapter(name, config, key, **how)
+        if not found and not in_parameters and config.target_modules != match.DUMMY_TARGET_MODULES:
+            if not (extras.only_extras(config)):
+                raise NoMatchingPeftModuleError(
+                    f"No modules were targeted for adaptation: target_modules={config.target_modules!r}, "
+                    f"target_parameters={list(parameters)!r}. Name at least one layer of the model."
+                )
+        self._report_unused(wanted, excluded, wanted_parameters, found)
+        names = config.target_modules
+        if isinstance(names, set) and len(names) >= match.CONDENSE_FROM and not state_dict:
+            keys = {k for k, _, _ in found}
+            config.target_modules = match.minimal_endings(
+                [k for k, _, _ in found], {k for k, _, _ in match.walk(self.model)} - keys
+            )
+
+    def _layer_at(self, path, module, parameter=None):
+        """This method's wrapper at a path: the one already there, else a new one around what is there."""
+        layer = module
+        while isinstance(layer, AdapterLayer):
+            same = isinstance(layer, self.layer_cls)
+            if same and (parameter is None or layer.kind.param == parameter) == (
+                layer.kind.name != "param" or bool(parameter)
+            ):
+                return layer
+            layer = layer.base_layer
+        new = self.layer_cls(module, param=parameter, state=self.state)
+        match.put(self.model, path, new)
+        return new
+
+    def _targets_of_file(self, state_dict, by_config):
+        """Targets named by the keys of an adapter file."""
+        prefix = self.layer_cls.adapter_cls.prefix
+        named = {
+            k.partition(f".{prefix}")[0].removeprefix("base_model.model.") for k in state_dict if f".{prefix}" in k
+        }
+        found = [t for t in match.walk(self.model) if t[0] in named]
+        if by_config and {k for k, _, _ in by_config} != {k for k, _, _ in found}:
+            warnings.warn(
+                "While injecting the PEFT adapters, an inconsistency was discovered between the PEFT config and the "
+                f"state_dict: the config targets {len(by_config)} modules, the file {len(found)}. The file is followed.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return found
+
+    def _report_unused(self, wanted, excluded, parameters, found):
+        names = [key for key, _, _ in match.walk(self.model)]
+        for what, entries in (("target_modules", wanted), ("target_parameters", parameters)):
+            for entry in entries.unused() if found or what == "target_parameters" else ():
+                warnings.warn(
+                    f"{what} names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, names)}.",
+                    PeftWarning,
+                    stacklevel=4,
+                )
+        if excluded and not excluded.used:
+            warnings.warn(
+                f"You have passed exclude_modules={excluded.spec} but no modules were excluded. Please check that "
+                "exclude_modules was set correctly.",
+                stacklevel=4,
+            )
+
+    def _collect(self):
+        """Rebuild the registry from the module tree."""
+        self.layers.clear()
+        self.extras.clear()
+        for _, path, module in match.walk(self.model):
+            while isinstance(module, AdapterLayer):
+                self.layers[path] = module
+                module, path = module._modules["base_layer"], f"{path}.base_layer"
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                self.extras[path] = module
+
+    def _train_biases(self):
+        for name in self.state.active:
+            bias = getattr(self.peft_config.get(name), "bias", "none")
+            if bias == "all":
+                for _, _, module in match.walk(self.model):
+                    _train_bias(module)
+            elif bias != "none":
+                for layer in self.layers.values():
+                    _train_bias(layer)
+
+    # -- activation ----------------------------------------------------------------------------------------------
+    @property
+    def active_adapters(self):
+        return list(self.state.active)
+
+    @property
+    def active_adapter(self):
+        return self.active_adapters
+
+    def holders(self):
+        """Everything that holds something for adapters."""
+        return [*self.layers.values(), *self.extras.values()]
+
+    def set_adapter(self, adapter_name, inference_mode=False):
+        """Let these adapters act, and no others. They are trained unless made for inference; others are not.
+
+        Costs nothing per layer for adapters that are not trained. While merged: unmerges, with a warning.
+        """
+        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        for wrapper in self.extras.values():
+            wrapper.check_can_activate(names)
+        merged = [layer for layer in self.layers.values() if layer.merged]
+        if merged:
+            warnings.warn("Adapter cannot be set when the model is merged. Unmerging the model first.", stacklevel=2)
+            for layer in merged:
+                layer.unmerge()
+        before, self.state.active = self.state.active, names
+        changed = {n for n in {*before, *names} if n in self.peft_config}
+        for layer in self.layers.values():
+            for name in changed:
+                adapter = layer.adapters.get(name)
+                if adapter is not None and (adapter.trainable or not adapter.frozen):
+                    adapter.set_trainable(name in names and not inference_mode and not adapter.frozen)
+        for wrapper in self.extras.values():
+            wrapper.mark_trainable(names, inference_mode)
+        self._rejoin()
+        self._train_biases()
+
+    def _rejoin(self):
+        for holder in self.state.strays:
+            holder.state = self.state
+        self.state.strays.clear()
+
+    def enable_adapter_layers(self):
+        """Let the active adapters act."""
+        self._enable(True)
+
+    def disable_adapter_layers(self):
+        """Compute what the base model would, until enabled again. Nothing about training changes."""
+        for name in self.state.active:
+            if getattr(self.peft_config.get(name), "bias", "none") != "none":
+                warnings.warn(
+                    "Careful, disabling adapter layers does not bring the base model's outputs back: "
+                    f"the adapter {name!r} also trained its biases.",
+                    stacklevel=3,
+                )
+        self._enable(False)
+
+    def _enable(self, enabled):
+        self.state.enabled = enabled
+        for holder in self.state.strays:
+            holder.state.enabled = enabled
+
+    def set_requires_grad(self, adapter_names, requires_grad=True):
+        """Train adapters, or freeze them, active or not."""
+        for holder in self.holders():
+            holder.set_requires_grad(adapter_names, requires_grad)
+
+    def delete_adapter(self, adapter_name):
+        """Remove an adapter. If it was active, the first remaining one becomes active. Unknown: ValueError."""
+        if adapter_name not in self.peft_config:
+            raise AdapterError(f"Adapter {adapter_name} does not exist; there are {list(self.peft_config)}.")
+        self._remove(adapter_name)
+        del self.peft_config[adapter_name]
+
+    def _remove(self, name):
+        for holder in self.holders():
+            holder.delete_adapter(name)
+        for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
+            if not layer.adapters:
+                self._unwrap(path, layer)
+        for path, wrapper in list(self.extras.items()):
+            if not list(wrapper.adapter_names):
+                match.put(self.model, path, wrapper.original_module)
+        self._collect()
+        if name in self.state.active:
+            left = tuple(n for n in self.state.active if n != name)
+            if not left and (rest := [n for n in self.peft_config if n != name]):
+                warnings.warn(f"Adapter {name} was active, which is now deleted. Setting active adapter to {rest[0]}.")
+                left = (rest[0],)
+            self.set_adapter(left)
+
+    # -- merge ---------------------------------------------------------------------------------------------------
+    def merge_adapter(self, adapter_names=None, safe_merge=False):
+        """Put adapters (default: the active ones) into the base weights; `unmerge_adapter` undoes it bit for bit.
+
+        Costs a copy of each merged weight while merged. Raises MergeError where the result would not be finite;
+        whatever was merged by this call is then undone.
+        """
+        if isinstance(adapter_names, str):
+            raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
+        if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
+            raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
+        done = []
+        try:
+            for layer in self._innermost_first():
+                count = len(layer.merged_adapters)
+                layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                if len(layer.merged_adapters) > count:
+                    done.append(layer)
+        except BaseException:
+            for layer in reversed(done):
+                layer.unmerge()
+            raise
+
+    def _innermost_first(self):
+        """An outer wrapper acts on what the inner one made."""
+        tokens = [w.token_adapter for w in self.extras.values() if hasattr(type(w), "merge")]
+        ordered = sorted(self.layers.items(), key=lambda item: -item[0].count("base_layer"))
+        return [layer for _, layer in ordered] + tokens
+
+    def unmerge_adapter(self):
+        """Put back what merging replaced."""
+        for layer in reversed(self._innermost_first()):
+            if layer.merged:
+                layer.unmerge()
+
+    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None):
+        """The base model with the adapters in its weights; this object is used up."""
+        self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        for layer in self._innermost_first():
+            layer.forget_merge()
+        chosen = self.state.active if adapter_names is None else adapter_names
+        return self._dismantle(lambda wrapper: extras.merged_module(wrapper, chosen))
+
+    def unload(self):
+        """The base model as it was before any adapter."""
+        self.unmerge_adapter()
+        return self._dismantle(lambda wrapper: wrapper.original_module)
+
+    def _dismantle(self, choose):
+        for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
+            self._unwrap(path, layer)
+        for path, wrapper in self.extras.items():
+            match.put(self.model, path, choose(wrapper))
+        self.layers.clear()
+        self.extras.clear()
+        extras.fix_tie_flag(self.model)
+        if "peft_config" in self.model.__dict__:
+            del self.model.peft_config
+        return self.model
+
+    def _unwrap(self, path, layer):
+        if layer.kind.name == "mha":
+            layer.kind.detach(layer)
+        elif layer.owned:
+            return  # goes with the attention module that reads its weight
+        match.put(self.model, path, layer.base_layer)
+
+    def supports_lora_conversion(self, adapter_name="default"):
+        return all(layer.supports_lora_conversion(adapter_name) for layer in self.layers.values())
+
+
+def check_name(name):
+    """Adapter names are one part of a dotted key and a folder name, so some are refused."""
+    if not isinstance(name, str) or not name or set(name) & set("./\\\0") or name in ("..",):
+        raise KeyError(f"An adapter name must be a non-empty str without '.', '/' and '\\', got {name!r}.")
+
+
+def _train_bias(module):
+    while isinstance(module, AdapterLayer):
+        module = module._modules["base_layer"]
+    for name, p in module._parameters.items():
+        if p is not None and (name == "bias" or name.endswith("_bias")):
+            p.requires_grad = True

@@ -1,0 +1,100 @@
+"""adapter_provenance.json: what an adapter file says of the base model it was trained on, and the check on loading.
+
+A few numbers from a few adapted layers are enough to tell one base from another, cost nothing to read, and survive a
+change of dtype. Readers that do not know the file ignore it.
+"""
+
+import json
+import os
+
+import torch
+
+from peft.core import match
+from peft.core.layer import AdapterLayer
+from peft.errors import BaseMismatchError, PeftWarning
+from peft.version import __version__
+
+FILE_NAME = "adapter_provenance.json"
+LAYERS, NUMBERS = 8, 16
+TOLERANCE = 0.05  # relative; bfloat16 rounding is 0.004, another model is about 1.4
+
+
+def sample(layer):
+    """A few base weights of a layer, evenly spaced; None where the weight is quantized, or not here."""
+    base = layer.get_base_layer()
+    if layer.backend.name or layer.kind.name == "mha":
+        return None
+    W = layer._undo[0][1] if layer.merged else getattr(base, layer.kind.param)
+    if W.is_meta or not W.is_floating_point() or type(W.data) is not torch.Tensor:
+        return None
+    flat = W.detach().reshape(-1) if W.is_contiguous() else W.detach().contiguous().reshape(-1)
+    step = max(1, flat.numel() // NUMBERS)
+    return flat[::step][:NUMBERS].float().tolist()
+
+
+def describe(model, adapter_name):
+    """The file's content as bytes, for a model and one of its adapters."""
+    layers = _adapted_layers(model, adapter_name)
+    step = max(1, len(layers) // LAYERS)
+    samples = {key: sample(layer) for key, layer in layers[::step][:LAYERS]}
+    config = getattr(model, "config", None)
+    return json.dumps(
+        {
+            "format": 1,
+            "peft_version": __version__,
+            "torch_version": str(torch.__version__),
+            "base_model_class": type(model).__name__,
+            "base_model_type": getattr(config, "model_type", None),
+            "base_vocab_size": getattr(config, "vocab_size", None),
+            "base_samples": {k: v for k, v in samples.items() if v},
+        },
+        indent=2,
+    ).encode()
+
+
+def _adapted_layers(model, adapter_name):
+    found = []
+    for key, _, module in match.walk(model):
+        while isinstance(module, AdapterLayer):
+            if adapter_name in module.adapters and not module.owned:
+                found.append((module.adapters[adapter_name].key or key, module))
+            module = module.base_layer
+    return found
+
+
+def check(model, adapter_name, path):
+    """Compare a model with the provenance file beside its adapter, if there is one.
+
+    Raises BaseMismatchError where the base weights differ from those the adapter was trained on. Models without a
+    model_type (plain modules) get a PeftWarning instead: their initialisation is often random.
+    """
+    if path is None or not os.path.isfile(path):
+        return
+    try:
+        with open(path, encoding="utf-8") as f:
+            told = json.load(f)["base_samples"]
+        told = {k: torch.tensor(v, dtype=torch.float32) for k, v in told.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # not ours, or of a later format
+    layers = dict(_adapted_layers(model, adapter_name))
+    worst, where = 0.0, None
+    for key, before in told.items():
+        now = sample(layers[key]) if key in layers else None
+        if now is None or len(now) != len(before):
+            continue
+        difference = float((torch.tensor(now) - before).norm() / (before.norm() + 1e-12))
+        if difference > worst:
+            worst, where = difference, key
+    if worst <= TOLERANCE:
+        return
+    message = (
+        f"Adapter {adapter_name!r} was trained on another base model: the weights of {where} differ by "
+        f"{worst:.0%}. Load the base model that the adapter's config names, or, if applying it to this one is what you "
+        "want, pass check_base=False."
+    )
+    if getattr(getattr(model, "config", None), "model_type", None) is None:
+        import warnings
+
+        warnings.warn(message, PeftWarning, stacklevel=4)
+        return
+    raise BaseMismatchError(message)

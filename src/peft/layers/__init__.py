@@ -1,0 +1,15 @@
+"""Layer kinds: everything the house knows about a base layer type, one file per kind."""
+
+from peft.layers.conv import Conv
+from peft.layers.embedding import Embedding
+from peft.layers.linear import Conv1D, Linear
+from peft.layers.weight import MHA, Weight
+
+KINDS = [MHA, Embedding, Conv, Conv1D, Linear]  # first match wins; Linear also owns every quantized linear
+
+
+def find(base, param=None):
+    """The kind for a base module, or for its parameter named `param`; None where no kind owns it."""
+    if param:
+        return Weight(param)
+    return next((kind() for kind in KINDS if kind.owns(base)), None)

@@ -1,0 +1,91 @@
+"""The contract of a layer kind: everything the house knows about one type of base layer."""
+
+import torch
+
+
+class Kind:
+    """One base layer type. `base` is always the wrapped module, `layer` the AdapterLayer around it.
+
+    Weights that methods see are canonical: (out, in, *kernel), whatever the layout in the module.
+    """
+
+    name = ""
+    param = "weight"
+
+    @staticmethod
+    def owns(base):
+        """Whether this kind knows modules like `base`."""
+        raise NotImplementedError
+
+    def shape(self, base):
+        """(out, in, *kernel) of the canonical weight."""
+        raise NotImplementedError
+
+    def canon(self, W):
+        """Storage layout -> (out, in, *kernel)."""
+        return W
+
+    def uncanon(self, W):
+        return W
+
+    def op(self, base, x, W):
+        """The base operation with canonical weight W and no bias."""
+        raise NotImplementedError
+
+    def per_out(self, v):
+        """Reshape a vector of `out` numbers so that it broadcasts against the layer's output."""
+        return v.flatten()
+
+    per_in = per_out
+
+    def factors(self, base, r, bias, **where):
+        """Uninitialised modules (A: in -> r, B: r -> out) for low-rank methods. `where`: device and dtype."""
+        raise NotImplementedError
+
+    def factor_delta(self, A, B):
+        """The canonical weight that `B(A(x))` amounts to, from the factors' weights."""
+        raise NotImplementedError
+
+    def attach(self, layer):
+        """Called once when `layer` wraps its base."""
+
+    def detach(self, layer):
+        """Undo `attach`; called on unload."""
+
+    def added(self, layer, name, config, **how):
+        """Called after adapter `name` was built on `layer`."""
+
+    def call(self, layer, active, x, *args, **kwargs):
+        """The adapted forward: x through each adapter's input, the base layer, y through each adapter's output."""
+        h = x
+        for a in active:
+            h = a.input(h)
+        y = layer.base_layer(h if h is x else h.to(x.dtype), *args, **kwargs)
+        y, dtype = layer.backend.guard(y), y.dtype
+        for a in active:
+            y = a.output(x, y)
+        return y.to(dtype)
+
+    def mixed(self, layer, plan, x, *args, **kwargs):
+        """Rows of one batch to different adapters. Right for every method whose input and output act row by row."""
+        h = x
+        for name, rows in plan.rows.items():
+            a = layer.adapters[name]
+            if a.changes_input:
+                h = h.clone() if h is x else h
+                h[rows] = a.input(x[rows]).to(h.dtype)
+        y = layer.base_layer(h, *args, **kwargs)
+        out = y.clone()
+        for name, rows in plan.rows.items():
+            out[rows] = layer.adapters[name].output(x[rows], y[rows]).to(y.dtype)
+        return out
+
+
+def bare(cls, attributes, **tensors):
+    """A torch layer with given attributes and parameters (None: absent), skipping the initialisation of `cls`."""
+    module = cls.__new__(cls)
+    torch.nn.Module.__init__(module)
+    module.__dict__.update(attributes)
+    for name, t in tensors.items():
+        module._parameters[name] = None if t is None else torch.nn.Parameter(t)
+    return module

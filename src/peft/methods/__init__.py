@@ -1,0 +1,1 @@
+"""One file a method: its config, its parameters with shapes, its formula."""

@@ -1,0 +1,315 @@
+"""LoRA, W + s·BA (arXiv 2106.09685), and DoRA, which scales its rows to a trained magnitude (arXiv 2402.09353)."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from peft.core import match
+from peft.core.adapter import Additive, Derived, Mod, Param, Slot, Val
+from peft.core.defaults import LORA_TARGETS
+from peft.core.layer import AdapterLayer
+from peft.core.tuner import Tuner
+from peft.methods.lora import inits
+from peft.methods.lora.config import LoraConfig
+from peft.ops import lowrank
+from peft.ops.lowrank import LowRank
+from peft.registry import register
+
+
+class DoraMagnitude(nn.Module):
+    """The trained length of each row: weight (out,), shaped to broadcast against the layer's output."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+
+class Lora(Additive):
+    """y + s·B(A(dropout(x))); with a magnitude m, rows of W + s·BA are rescaled to length m."""
+
+    prefix = "lora_"
+    kinds = ("linear", "conv", "embedding", "param", "mha")
+    renames = {"lora_magnitude_vector.weight": "lora_magnitude_vector"}
+
+    lora_dropout = Mod(trainable=False)
+    lora_A, lora_B = Mod(), Mod()  # in -> r, r -> out
+    lora_embedding_A, lora_embedding_B = Param(), Param()  # (r, vocabulary), (dim, r)
+    lora_magnitude_vector = Mod()  # DoRA only
+    lora_start_A, lora_start_B = Derived(), Derived()  # (r, in), (out, r): the subtracted start of pissa and olora
+    r, lora_alpha, scaling, use_rslora, use_dora, lora_bias = Val(), Val(), Val(), Val(), Val(), Val()
+
+    norms = (None, None)  # ((what it was computed from), row norms of W + s·BA)
+    base_norms = (None, None)
+    twin = None  # the embedding's adapter whose factors this one, on the tied head, reads transposed
+    mode = True
+
+    # -- making --------------------------------------------------------------------------------------------------
+    def build(self, c, where):
+        self.r = match.pattern_value(c.rank_pattern, self.key, c.r)
+        self.lora_alpha = match.pattern_value(c.alpha_pattern, self.key, c.lora_alpha)
+        self.scaling = float(c.scaling(self.r, self.lora_alpha))
+        self.use_rslora, self.use_dora, self.lora_bias = c.use_rslora, c.use_dora, c.lora_bias
+        self.mode = c.init_lora_weights
+        self._check_layer(c)
+        if c.lora_dropout:
+            self.lora_dropout = nn.Dropout(c.lora_dropout)
+        A, B = self.kind.factors(self.base, self.r, c.lora_bias, **where)
+        if self.kind.name == "embedding":
+            self.lora_embedding_A, self.lora_embedding_B = A, B
+        else:
+            self.lora_A, self.lora_B = A, B
+        if c.use_dora:
+            out = torch.empty(self.layer.shape[0], **where)
+            self.lora_magnitude_vector = DoraMagnitude(out.reshape(self.kind.per_out(out).shape))
+
+    def _check_layer(self, c):
+        if type(self.kind).__name__ == "Conv1D" and not c.fan_in_fan_out:
+            warnings.warn(
+                "fan_in_fan_out is set to False but the target module is `Conv1D`. Setting fan_in_fan_out to True.",
+                stacklevel=8,
+            )
+            c.fan_in_fan_out = True
+        if self.kind.name in ("param", "mha"):
+            unfit = [n for n in ("lora_bias", "use_dora", "fan_in_fan_out") if getattr(c, n)]
+            unfit += ["lora_dropout"] if c.lora_dropout and self.kind.name == "param" else []
+            if unfit:
+                raise ValueError(
+                    f"{unfit[0]} does not work for {self.key}: the layer reads its weight itself, so LoRA can only "
+                    f"change that weight. Leave {unfit[0]} at its default for target_parameters and attention modules."
+                )
+        if self.kind.name == "embedding" and c.lora_bias:
+            raise ValueError(f"lora_bias=True is not supported for the embedding {self.key}.")
+        if c.use_dora and self.kind.name == "conv" and getattr(self.base, "groups", 1) > 1:
+            raise ValueError(f"use_dora=True is not supported for {self.key}: it is a convolution with groups.")
+
+    def derive(self, c):
+        if self.mode in (True, False) or self.layer.base_layer is None:
+            return
+        W = self.base_weight()
+        if W.ndim == 2 and (start := inits.subtracted(self.mode, W, self.r, self.scaling)) is not None:
+            like = self.factors()[0]
+            self.lora_start_A, self.lora_start_B = (t.to(W.device, like.dtype) for t in start)
+
+    def reset(self, c):
+        A, B = self.factors()
+        if self.lora_start_A is not None:
+            A.copy_(self.lora_start_A)
+            B.copy_(self.lora_start_B)
+        elif self.kind.name == "embedding" and self.mode is True:
+            A.zero_()  # the other way round than elsewhere: a lookup in A is cheap to make zero
+            B.normal_()
+        elif self.kind.name == "embedding" and self.mode is False:
+            A.normal_()
+            B.normal_()
+        else:
+            mode = True if self.mode in ("pissa", "olora") or str(self.mode).startswith("pissa_") else self.mode
+            inits.initialise(mode, A, B, self.base_weight, c)
+        if self.lora_bias and self.lora_B is not None:
+            bound = A.shape[0] ** -0.5
+            self.lora_B.bias.zero_() if self.mode else self.lora_B.bias.uniform_(-bound, bound)
+        if self.lora_magnitude_vector is not None:
+            magnitude = self.lora_magnitude_vector.weight
+            magnitude.copy_(self._row_norms().reshape(magnitude.shape))
+
+    def frozen_fields(self):
+        """MiCA trains A alone."""
+        return ("lora_B", "lora_embedding_B") if self.mode == "mica" else ()
+
+    @classmethod
+    def tie(cls, layer, source, name, key):
+        """Make adapter `name` on the tied layer `layer` read the factors of `source`, transposed."""
+        twin = source.adapters[name]
+        adapter = cls(layer, name, key)
+        for value in ("r", "lora_alpha", "scaling", "use_rslora", "use_dora", "lora_bias"):
+            setattr(adapter, value, getattr(twin, value))
+        if adapter.use_dora:
+            raise ValueError("ensure_weight_tying=True is not supported with use_dora=True.")
+        adapter.twin, adapter.frozen = twin, twin.frozen
+        layer.adapters[name] = adapter
+        layer._changed()
+
+    # -- reading -------------------------------------------------------------------------------------------------
+    def factors(self):
+        """The weights (A, B) that are trained: A (r, in, *kernel), B (out, r, ...)."""
+        if self.twin is not None:
+            A, B = self.twin.factors()
+            return B.t(), A.t()
+        if (A := self.lora_A) is not None:
+            return A.weight, self.lora_B.weight
+        return self.lora_embedding_A, self.lora_embedding_B
+
+    def effective_factors(self):
+        """(A, B) with the subtracted start, if there is one, as further rank."""
+        A, B = self.factors()
+        if (start := self.lora_start_A) is not None:
+            A, B = torch.cat([A, start.to(A.dtype)]), torch.cat([B, -self.lora_start_B.to(B.dtype)], dim=1)
+        return A, B
+
+    def saved_slots(self):
+        if self.twin is None:
+            return super().saved_slots()
+        A, B = self.factors()
+        return [Slot(f"lora_A.{self.name}.weight", A.contiguous()), Slot(f"lora_B.{self.name}.weight", B.contiguous())]
+
+    def delta_weight(self):
+        A, B = self.effective_factors()
+        return self.kind.factor_delta(A, B) * self.scaling
+
+    # -- computing -----------------------------------------------------------------------------------------------
+    def low_rank(self):
+        modules = self.layer._modules
+        if self.twin is not None or self.lora_start_A is not None or "lora_A" not in modules:
+            A, B = self.effective_factors()
+            bias = None
+        else:  # the plain case, written for the interpreter: this runs in every forward of every layer
+            A = modules["lora_A"]._modules[self.name]._parameters.get("weight")
+            parameters = modules["lora_B"]._modules[self.name]._parameters
+            B, bias = parameters.get("weight"), parameters.get("bias")
+            if A is None or B is None:
+                return None
+        drop = modules.get("lora_dropout")
+        drop = drop._modules.get(self.name) if drop is not None else None
+        p = drop.p if drop is not None and drop.training else 0.0
+        scale = None
+        if "lora_magnitude_vector" in modules and (m := self.lora_magnitude_vector) is not None:
+            scale = m.weight / self._row_norms()
+        return LowRank(A, B, self.layer.__dict__["scaling"][self.name], p, bias, scale)
+
+    def output(self, x, y):
+        if self.kind.name == "linear":
+            return lowrank.add(self.base, y, x, self.low_rank())
+        update = self._update(x)
+        if self.lora_magnitude_vector is None:
+            return y + update.to(y.dtype)
+        scale = self.lora_magnitude_vector.weight / self.kind.per_out(self._row_norms())
+        bias = getattr(self.base, "bias", None)
+        bias = 0 if bias is None else self.kind.per_out(bias)
+        return (y - bias + update) * scale + bias
+
+    def _update(self, x):
+        """s·B(A(x)) where A and B are modules or lookups."""
+        if self.kind.name == "embedding":
+            A, B = self.effective_factors()
+            after_A = self.kind.lookup(self.base, x, A.t())
+            return self.kind.scaled(self.base, after_A @ B.t()) * self.scaling
+        drop = self.lora_dropout
+        x = x if drop is None else drop(x)
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.lora_A.weight.dtype)
+        return self.lora_B(self.lora_A(x)) * self.scaling
+
+    @torch.no_grad()
+    def _row_norms(self):
+        """‖W + s·BA‖ of each row, float32, (out,). Kept until one of the tensors changes."""
+        A, B = self.effective_factors()
+        if torch.compiler.is_compiling():
+            return self._compute_norms(A, B, self.base_weight())
+        packed = self.layer.backend.get(self.base, self.kind.param) if not self.layer.merged else None
+        stamp = (_stamp(A), _stamp(B), _stamp(packed), self.scaling)
+        if self.norms[0] != stamp:
+            self.norms = (stamp, self._compute_norms(A, B, self.base_weight(), _stamp(packed)))
+        return self.norms[1]
+
+    def _compute_norms(self, A, B, W, base_stamp=None):
+        if W.ndim > 2:
+            return (W.float() + self.kind.factor_delta(A.float(), B.float()) * self.scaling).flatten(1).norm(dim=1)
+        if base_stamp is None or self.base_norms[0] != base_stamp:
+            self.base_norms = (base_stamp, W.float().square().sum(1))
+        return lowrank.frobenius_rows(W, A, B, self.scaling, self.base_norms[1])
+
+    # -- merging -------------------------------------------------------------------------------------------------
+    def delta(self, W):
+        return super().delta(W) if self.lora_magnitude_vector is None else self.merged_weight(W) - W
+
+    def merged_weight(self, W):
+        V = W + self.delta_weight().to(W.dtype)
+        if self.lora_magnitude_vector is None:
+            return V
+        scale = self.lora_magnitude_vector.weight.flatten() / V.flatten(1).norm(dim=1)
+        return V * scale.view(-1, *[1] * (V.ndim - 1)).to(V.dtype)
+
+    def merged_bias(self, b, W):
+        extra = None if self.lora_B is None else getattr(self.lora_B, "bias", None)
+        if extra is None:
+            return b
+        extra = extra * self.scaling
+        return extra if b is None else b + extra.to(b.dtype)
+
+
+def _stamp(t):
+    """Changes when a tensor's values do."""
+    if not isinstance(t, torch.Tensor):
+        return id(t)
+    return (t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version)
+
+
+class LoraLayer(AdapterLayer):
+    """A base layer with LoRA adapters."""
+
+    adapter_cls = Lora
+
+    def __getattr__(self, name):
+        if name == "lora_dropout" and "lora_dropout" not in self._modules:
+            return nn.ModuleDict({n: nn.Identity() for n in self.adapters})
+        return super().__getattr__(name)
+
+    def native_scaling(self, name):
+        """The scaling that adapter `name` was made with."""
+        r, alpha = self.r[name], self.lora_alpha[name]
+        return alpha / (r**0.5 if self.use_rslora.get(name) else r)
+
+    def supports_lora_conversion(self, adapter_name="default"):
+        return self.kind.name == "linear"
+
+
+class LoraModel(Tuner):
+    """A model with LoRA adapters."""
+
+    layer_cls = LoraLayer
+    target_module_mapping = LORA_TARGETS
+    unsafe_targets = match.STATE_SPACE_UNSAFE
+
+    def prepare_model(self, config):
+        if config.layer_replication:
+            from peft.methods.lora.replicate import replicate_layers
+
+            replicate_layers(self.model, config.layer_replication)
+
+    def check_new_config(self, adapter_name, config):
+        super().check_new_config(adapter_name, config)
+        others = [c for n, c in self.peft_config.items() if n != adapter_name]
+        if (
+            others
+            and config.target_parameters
+            and sorted(others[0].target_parameters or ()) != sorted(config.target_parameters)
+        ):
+            raise ValueError(
+                "All adapters of a model must have the same target_parameters: "
+                f"{sorted(others[0].target_parameters or ())} is there, {sorted(config.target_parameters)} is new."
+            )
+
+    def _add_to_targets(self, name, config, state_dict, how):
+        super()._add_to_targets(name, config, state_dict, how)
+        keys = [layer.adapters[name].key for layer in self._adapted(name)]
+        for field in ("rank_pattern", "alpha_pattern"):
+            for pattern, _ in getattr(config, field).items():
+                if not any(match.pattern_value({pattern: True}, key, False) for key in keys):
+                    warnings.warn(
+                        f"{field} has the entry {pattern!r}, which matches none of the adapted layers.",
+                        RuntimeWarning,
+                        stacklevel=5,
+                    )
+
+    def _adapted(self, name):
+        self._collect()
+        return [layer for layer in self.layers.values() if name in layer.adapters]
+
+    def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", **options):
+        """Combine adapters into a new one; see `peft.methods.lora.combine.add_weighted_adapter`."""
+        from peft.methods.lora.combine import add_weighted_adapter
+
+        return add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, **options)
+
+
+register("LORA", LoraConfig, tuner=LoraModel, prefix="lora_", mixed=True)

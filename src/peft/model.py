@@ -1,0 +1,587 @@
+"""PeftModel: a base model with adapters, and the verbs for them."""
+
+import contextlib
+import os
+import warnings
+
+import torch
+from torch import nn
+
+from peft import registry
+from peft.config import PeftConfig
+from peft.core import checkpoint, extras
+from peft.core.layer import AdapterLayer
+from peft.core.state import AdapterState, Call
+from peft.core.tuner import check_name
+from peft.errors import AdapterError, PeftWarning
+from peft.integrations import hub, provenance
+from peft.weights import load_peft_weights
+
+
+class PeftModel(nn.Module):
+    """A base model with one or more adapters, made by `get_peft_model` or `PeftModel.from_pretrained`.
+
+    base_model   the tuner around the base model (for prompt methods: the base model itself)
+    peft_config  {adapter name: config}
+    Attributes that it does not have are those of the base model.
+
+    autocast_adapter_dtype: adapter weights of a half-precision base are float32. low_cpu_mem_usage: adapter weights are
+    on the meta device until a file is loaded.
+    """
+
+    task_modules: tuple[str, ...] = ()  # names of heads that the task trains whole
+
+    def __init__(
+        self,
+        model,
+        peft_config,
+        adapter_name="default",
+        autocast_adapter_dtype=True,
+        low_cpu_mem_usage=False,
+        **kwargs,
+    ):
+        super().__init__()
+        self.special_peft_forward_args = {"adapter_names", "alora_offsets"}
+        self._is_prompt_learning = peft_config.is_prompt_learning
+        self.peft_type = peft_config.peft_type
+        self._adapters_disabled = False
+        self._add_task_modules(peft_config)
+        self._fill_base_name(peft_config, model)
+        if self._is_prompt_learning:
+            check_name(adapter_name)
+            for p in model.parameters():
+                p.requires_grad = False
+            self._peft_config = {}
+            self.prompt_state = AdapterState([adapter_name])
+            self.base_model = model
+            self._add_prompt(adapter_name, peft_config)
+        else:
+            self._peft_config = None
+            self.base_model = registry.method(self.peft_type).tuner(
+                model,
+                {adapter_name: peft_config},
+                adapter_name,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+            )
+        if getattr(model, "is_gradient_checkpointing", False):
+            self.prepare_model_for_gradient_checkpointing(model)
+        if getattr(getattr(model, "config", None), "pretraining_tp", 1) != 1:
+            model.config.pretraining_tp = 1  # sliced matrix products would bypass the adapters
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model, name)
+
+    # -- what there is -------------------------------------------------------------------------------------------
+    @property
+    def peft_config(self):
+        return self.base_model.peft_config if self._peft_config is None else self._peft_config
+
+    @peft_config.setter
+    def peft_config(self, value):
+        if self._peft_config is None:
+            self.base_model.peft_config = value
+        else:
+            self._peft_config = value
+
+    @property
+    def state(self):
+        """The active record that all parts of the model read."""
+        return self.prompt_state if self._is_prompt_learning else self.base_model.state
+
+    @property
+    def active_adapters(self):
+        return list(self.state.active)
+
+    @property
+    def active_adapter(self):
+        return next(iter(self.state.active), None)
+
+    @property
+    def active_peft_config(self):
+        return self.peft_config[self.active_adapter]
+
+    @property
+    def has_active_enabled_adapter(self):
+        return self.state.enabled and bool(self.state.active)
+
+    @property
+    def base_model_torch_dtype(self):
+        return getattr(self.base_model, "dtype", None)
+
+    @property
+    def modules_to_save(self):
+        """Names of the modules that some adapter trains whole, or None."""
+        names = {n for c in self.peft_config.values() for n in getattr(c, "modules_to_save", None) or ()}
+        return names or None
+
+    def get_base_model(self):
+        """The base model (with its adapted layers in it)."""
+        return self.base_model if self._is_prompt_learning else self.base_model.model
+
+    def get_nb_trainable_parameters(self):
+        """(trained numbers, all numbers); a packed 4-bit byte counts as two."""
+        trained = total = 0
+        for p in self.parameters():
+            n = p.numel() or getattr(p, "ds_numel", 0)
+            if type(p).__name__ == "Params4bit":
+                n *= 2 * getattr(getattr(p, "quant_storage", None), "itemsize", 1)
+            total += n
+            trained += n if p.requires_grad else 0
+        return trained, total
+
+    def print_trainable_parameters(self):
+        """Print how many numbers are trained, of how many."""
+        trained, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trained:,d} || all params: {total:,d} || trainable%: {100 * trained / total:.4f}")
+
+    def get_layer_status(self):
+        """One TunerLayerStatus for each adapted layer."""
+        from peft.status import get_layer_status
+
+        return get_layer_status(self)
+
+    def get_model_status(self):
+        """A TunerModelStatus: the layers' states, summed up."""
+        from peft.status import get_model_status
+
+        return get_model_status(self)
+
+    def supports_lora_conversion(self, adapter_name="default"):
+        return not self._is_prompt_learning and self.base_model.supports_lora_conversion(adapter_name)
+
+    # -- computing -----------------------------------------------------------------------------------------------
+    def forward(self, *args, adapter_names=None, **kwargs):
+        """The base model's forward under the active adapters.
+
+        adapter_names: one adapter name for each sample of the batch ("__base__": none), or one for all of them; holds
+        for this call and this thread alone. Inference only.
+        """
+        if adapter_names is None and not self._is_prompt_learning:
+            self.base_model.state.replay = None
+            return self.base_model(*args, **kwargs)
+        if self._is_prompt_learning:
+            return self._prompt_forward(*args, adapter_names=adapter_names, **kwargs)
+        with self._choosing(adapter_names, args, kwargs):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args, adapter_names=None, **kwargs):
+        """The base model's generate under the active adapters, or under `adapter_names` as in forward."""
+        if self._is_prompt_learning:
+            return self._prompt_generate(*args, adapter_names=adapter_names, **kwargs)
+        if adapter_names is None:
+            self.base_model.state.replay = None
+            return self.get_base_model().generate(*args, **kwargs)
+        with self._choosing(adapter_names, args, kwargs):
+            return self.get_base_model().generate(*args, **kwargs)
+
+    def _choosing(self, adapter_names, args, kwargs):
+        """A context in which this thread's forwards use `adapter_names`. Raises AdapterError where they cannot."""
+        if self.training:
+            raise AdapterError("Cannot pass `adapter_names` when the model is in training mode; call model.eval().")
+        if any(layer.merged for layer in self.base_model.layers.values()):
+            raise AdapterError("Cannot pass `adapter_names` when there are merged adapters, please unmerge first.")
+        size = _batch_size(args, kwargs)
+        names = [adapter_names] * (size or 1) if isinstance(adapter_names, str) else list(adapter_names)
+        if size is not None and size != len(names):
+            raise AdapterError(
+                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(names)} and "
+                f"{size} respectively."
+            )
+        if unknown := sorted(set(names) - {Call.BASE} - set(self.peft_config)):
+            raise AdapterError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; there are {list(self.peft_config)}."
+            )
+        checkpointing = torch.is_grad_enabled() and getattr(self.get_base_model(), "is_gradient_checkpointing", False)
+        return self.state.during(Call(names), replay=checkpointing)
+
+    @contextlib.contextmanager
+    def disable_adapter(self):
+        """While inside, the model computes what the base model would. Leaves everything exactly as it was."""
+        state, before = self.state, self.state.enabled
+        strays = [(holder, holder.state.enabled) for holder in state.strays]
+        try:
+            if self._is_prompt_learning:
+                state.enabled = False
+            else:
+                self.base_model.disable_adapter_layers()
+            self._adapters_disabled = True
+            yield
+        finally:
+            state.enabled = before
+            for holder, enabled in strays:
+                holder.state.enabled = enabled
+            self._adapters_disabled = not before
+
+    def prepare_model_for_gradient_checkpointing(self, model):
+        """Let gradients flow through a frozen embedding, as re-entrant checkpointing needs; returns the model."""
+        if hasattr(model, "enable_input_require_grads"):
+            model.enable_input_require_grads()
+        elif hasattr(model, "get_input_embeddings"):
+            model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_(True))
+        return model
+
+    # -- switching -----------------------------------------------------------------------------------------------
+    def set_adapter(self, adapter_name, inference_mode=False):
+        """Let this adapter act, and no other. It is trained from now on unless it was made or loaded for inference.
+
+        Raises ValueError for an unknown name.
+        """
+        if adapter_name not in self.peft_config:
+            raise AdapterError(f"Adapter {adapter_name} not found. There are {list(self.peft_config)}.")
+        if self._is_prompt_learning:
+            self.prompt_state.active = (adapter_name,)
+            self._mark_prompt_trainable(inference_mode)
+        else:
+            self.base_model.set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def set_requires_grad(self, adapter_names, requires_grad=True):
+        """Train adapters, or freeze them, whether they are active or not. Raises TypeError for prompt methods."""
+        if self._is_prompt_learning:
+            raise TypeError("Setting requires_grad is not supported for prompt learning methods; use set_adapter.")
+        self.base_model.set_requires_grad(adapter_names, requires_grad)
+
+    def add_adapter(self, adapter_name, peft_config, low_cpu_mem_usage=False, autocast_adapter_dtype=True):
+        """Add an adapter with fresh weights, neither active nor trained yet. A failure leaves nothing behind.
+
+        Raises ValueError for a name that is taken or a method other than the model's.
+        """
+        prefix = registry.method(peft_config.peft_type).prefix
+        if prefix and adapter_name == prefix.rstrip("_"):
+            warnings.warn(
+                f"Adapter name {adapter_name!r} is part of the names of the method's own parameters; other programs "
+                "that search those names may confuse them.",
+                PeftWarning,
+                stacklevel=2,
+            )
+        if peft_config.peft_type != self.peft_type:
+            raise ValueError(
+                f"Cannot combine adapters with different peft types. Found {self.peft_type} and "
+                f"{peft_config.peft_type}. PeftMixedModel can."
+            )
+        if adapter_name in self.peft_config:
+            raise AdapterError(f"Adapter with name '{adapter_name}' already exists.")
+        check_name(adapter_name)
+        self._add_task_modules(peft_config)
+        self._fill_base_name(peft_config, self.get_base_model())
+        if self._is_prompt_learning:
+            self._add_prompt(adapter_name, peft_config)
+            return
+        self.base_model.inject_adapter(
+            self.base_model.model,
+            adapter_name,
+            peft_config,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+        )
+
+    def delete_adapter(self, adapter_name):
+        """Remove an adapter; if it was active, the first one left becomes active. Raises ValueError if unknown."""
+        if adapter_name not in self.peft_config:
+            raise AdapterError(f"Adapter {adapter_name} does not exist; there are {list(self.peft_config)}.")
+        if not self._is_prompt_learning:
+            self.base_model.delete_adapter(adapter_name)
+            return
+        self._delete_prompt(adapter_name)
+
+    def _add_task_modules(self, config):
+        """Heads that the task trains go into config.modules_to_save."""
+        if self.task_modules:
+            given = list(config.modules_to_save or ())
+            config.modules_to_save = given + [m for m in self.task_modules if m not in given]
+
+    @staticmethod
+    def _fill_base_name(config, model):
+        if config.base_model_name_or_path is None:
+            base_config = getattr(model, "config", None)
+            name = model.__dict__.get("name_or_path") or getattr(base_config, "_name_or_path", None)
+            name = name or getattr(base_config, "name_or_path", None)
+            config.base_model_name_or_path = name or None
+
+    # -- prompt methods (peft.prompts) -----------------------------------------------------------------------------
+    def _add_prompt(self, name, config):
+        from peft.prompts import prompt_model
+
+        prompt_model.add(self, name, config)
+
+    def _delete_prompt(self, name):
+        from peft.prompts import prompt_model
+
+        prompt_model.delete(self, name)
+
+    def _mark_prompt_trainable(self, inference_mode):
+        from peft.prompts import prompt_model
+
+        prompt_model.mark_trainable(self, inference_mode)
+
+    def _prompt_forward(self, *args, **kwargs):
+        from peft.prompts import prompt_model
+
+        return prompt_model.forward(self, *args, **kwargs)
+
+    def _prompt_generate(self, *args, **kwargs):
+        from peft.prompts import prompt_model
+
+        return prompt_model.generate(self, *args, **kwargs)
+
+    def get_prompt(self, batch_size, task_ids=None, max_cache_len=None):
+        """The active prompt for a batch: embeddings, or a cache of keys and values."""
+        from peft.prompts import prompt_model
+
+        return prompt_model.get_prompt(self, batch_size, task_ids, max_cache_len)
+
+    def get_prompt_embedding_to_save(self, adapter_name):
+        """The tensor that a file holds of a prompt."""
+        from peft.prompts import prompt_model
+
+        return prompt_model.embedding_to_save(self, adapter_name)
+
+    def load_prompt(self, adapter_name, embedding, ignore_mismatched_sizes=False):
+        """Put the tensor of a file into a prompt."""
+        from peft.prompts import prompt_model
+
+        prompt_model.load(self, adapter_name, embedding, ignore_mismatched_sizes)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+    def save_pretrained(self, save_directory, **options):
+        """Write adapters into a folder; see `peft.saving.save_pretrained` for the options."""
+        from peft.saving import save_pretrained
+
+        return save_pretrained(self, save_directory, **options)
+
+    def push_to_hub(self, repo_id, *, commit_message=None, private=None, token=None, create_pr=False, **options):
+        """Save the adapters and upload them to the hub; returns the hub's CommitInfo."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            revision = options.pop("revision", None)
+            self.save_pretrained(folder, **options)
+            return hub.upload_folder(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                revision=revision,
+            )
+
+    def create_or_update_model_card(self, output_dir):
+        """Write README.md with the metadata that the hub reads; text that is there already stays."""
+        from peft.card import write_model_card
+
+        write_model_card(self, output_dir)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model,
+        model_id,
+        adapter_name="default",
+        is_trainable=False,
+        config=None,
+        autocast_adapter_dtype=True,
+        ephemeral_gpu_offload=False,
+        low_cpu_mem_usage=False,
+        key_mapping=None,
+        **kwargs,
+    ):
+        """A base model with an adapter loaded from a folder or the hub; the task in its config picks the class.
+
+        is_trainable: False freezes the adapter and switches to eval mode. config: use this one instead of the file's.
+        Further options as for `load_adapter`. If anything is wrong with the file, the model stays as it was.
+        """
+        from peft.tasks import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+        if config is None:
+            options, _ = hub.split_options(kwargs)
+            config = PeftConfig.from_pretrained(model_id, **options)
+        elif not isinstance(config, PeftConfig):
+            raise ValueError(f"The input config must be a PeftConfig, got {config.__class__}")
+        if config.is_prompt_learning and is_trainable:
+            raise ValueError("Cannot set a prompt learning adapter to trainable when loading pretrained adapter.")
+        config.inference_mode = not is_trainable
+        cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, cls)
+        trainable = [(p, p.requires_grad) for p in model.parameters()]
+        wrapped = cls(
+            model,
+            config,
+            adapter_name,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            low_cpu_mem_usage=True,
+        )
+        try:
+            wrapped.load_adapter(
+                model_id,
+                adapter_name,
+                is_trainable=is_trainable,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+                key_mapping=key_mapping,
+                **kwargs,
+            )
+        except BaseException:
+            if not config.is_prompt_learning:
+                wrapped.base_model.unload()
+            for p, was in trainable:
+                p.requires_grad = was
+            raise
+        return wrapped
+
+    def load_adapter(
+        self,
+        model_id,
+        adapter_name,
+        is_trainable=False,
+        torch_device=None,
+        autocast_adapter_dtype=True,
+        ephemeral_gpu_offload=False,
+        low_cpu_mem_usage=False,
+        key_mapping=None,
+        ignore_mismatched_sizes=False,
+        strict=False,
+        check_base=True,
+        **kwargs,
+    ):
+        """Load an adapter from a folder or the hub, beside those already there; it is not made active.
+
+        The tensors are mapped from the file, so the cost is that of reading it, however many adapters there are. An
+        adapter of that name gets the file's values in place. strict: leftover tensors or places are errors, not
+        warnings. check_base: refuse an adapter whose file says that it was trained on other base weights.
+        kwargs: hub options (subfolder, revision, token, ...). Returns LoadResult(missing, unexpected, mismatched keys).
+        Raises CheckpointError or a subclass, and leaves no trace, where the file does not do what it should.
+        """
+        options, _ = hub.split_options(kwargs)
+        new = adapter_name not in self.peft_config
+        if new:
+            config = PeftConfig.from_pretrained(model_id, **options)
+            if config.is_prompt_learning and is_trainable:
+                raise ValueError("Cannot set a prompt learning adapter to trainable when loading pretrained adapter.")
+            config.inference_mode = not is_trainable
+            self.add_adapter(
+                adapter_name, config, low_cpu_mem_usage=True, autocast_adapter_dtype=autocast_adapter_dtype
+            )
+        try:
+            tensors = load_peft_weights(
+                model_id,
+                device=torch_device,
+                key_mapping=key_mapping or getattr(self.get_base_model(), "_checkpoint_conversion_mapping", None),
+                use_safetensors=kwargs.get("use_safetensors"),
+                **options,
+            )
+            if check_base:
+                subfolder = options.get("subfolder")
+                folder = os.path.join(model_id, subfolder) if subfolder else os.fspath(model_id)
+                path = hub.cached_file(folder, provenance.FILE_NAME)
+                provenance.check(self.get_base_model(), adapter_name, path)
+            self._make_room_for_tokens(tensors)
+            result = checkpoint.set_peft_model_state_dict(
+                self, tensors, adapter_name, ignore_mismatched_sizes=ignore_mismatched_sizes, strict=strict
+            )
+            self._settle_meta_tensors(adapter_name)
+        except BaseException:
+            if new and len(self.peft_config) > 1:
+                self.delete_adapter(adapter_name)
+            raise
+        checkpoint.warn_about(result, adapter_name)
+        if is_trainable and new is False:
+            self.peft_config[adapter_name].inference_mode = False
+        if not is_trainable and self.training:
+            self.eval()
+        return result
+
+    def _settle_meta_tensors(self, adapter_name):
+        """Initialise what the file left out."""
+        if self._is_prompt_learning:
+            return
+        config = self.peft_config[adapter_name]
+        for layer in [*self.base_model.layers.values(), *map(extras.hosted_layer, self.base_model.extras.values())]:
+            if layer is not None and adapter_name in layer.adapters:
+                layer.settle(adapter_name, config)
+        for wrapper in self.base_model.extras.values():
+            if adapter_name in wrapper.adapter_names and hasattr(wrapper, "settle"):
+                wrapper.settle(adapter_name)
+
+    def _make_room_for_tokens(self, tensors):
+        """Grow the base's embedding where the adapter was trained, and saved, with more tokens."""
+        base = self.get_base_model()
+        if not hasattr(base, "resize_token_embeddings") or not hasattr(base, "get_input_embeddings"):
+            return
+        weight = getattr(base.get_input_embeddings(), "weight", None)
+        rows = {
+            t.shape[0]
+            for k, t in tensors.items()
+            if k.endswith((".embed_tokens.weight", ".embed_tokens.base_layer.weight")) and t.ndim == 2
+        }
+        if weight is not None and len(rows) == 1 and (size := rows.pop()) > weight.shape[0]:
+            warnings.warn(
+                f"The adapter was trained with {size} tokens, the base model has {weight.shape[0]}: its embedding is "
+                "resized to fit.",
+                PeftWarning,
+                stacklevel=3,
+            )
+            base.resize_token_embeddings(size, mean_resizing=False)
+
+
+def _batch_size(args, kwargs):
+    """Number of samples in a forward's arguments, or None where it cannot be told."""
+    for name in ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features", "inputs"):
+        if isinstance(kwargs.get(name), torch.Tensor):
+            return kwargs[name].shape[0]
+    tensors = [v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor) and v.ndim]
+    return tensors[0].shape[0] if tensors else None
+
+
+def get_peft_model(
+    model,
+    peft_config,
+    adapter_name="default",
+    mixed=False,
+    autocast_adapter_dtype=True,
+    revision=None,
+    low_cpu_mem_usage=False,
+):
+    """Give a model an adapter: freeze the model, and return it wrapped so that the adapter is trained.
+
+    The class follows from peft_config.task_type. mixed: a PeftMixedModel, which can hold several methods.
+    autocast_adapter_dtype: adapter weights of a half-precision model are float32. low_cpu_mem_usage: on the meta
+    device, for a loader. Raises ConfigError, NoMatchingPeftModuleError or ValueError where config and model do not fit.
+    """
+    from peft.tasks import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+    if hasattr(model, "peft_config") and any(isinstance(m, AdapterLayer) for m in model.modules()):
+        warnings.warn(
+            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
+            "different config, make sure to call `.unload()` before.",
+            stacklevel=2,
+        )
+    if revision is not None:
+        peft_config.revision = revision
+    name = model.__dict__.get("name_or_path") or getattr(getattr(model, "config", None), "_name_or_path", None)
+    if name and peft_config.base_model_name_or_path != name:
+        if peft_config.base_model_name_or_path:
+            warnings.warn(
+                f"The PEFT config's `base_model_name_or_path` was renamed from "
+                f"'{peft_config.base_model_name_or_path}' to '{name}'. Please ensure that the correct base model is "
+                "loaded when loading this checkpoint.",
+                stacklevel=2,
+            )
+        peft_config.base_model_name_or_path = name
+    if mixed:
+        from peft.mixed import PeftMixedModel
+
+        return PeftMixedModel(
+            model, peft_config, adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype
+        )
+    cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(peft_config.task_type, PeftModel)
+    return cls(
+        model,
+        peft_config,
+        adapter_name=adapter_name,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+    )

@@ -1,0 +1,72 @@
+"""Mixed batches: the factors of several adapters stacked, so that all rows of a batch go through two batched products."""
+
+import torch
+
+
+class Bank:
+    """A (adapters, in, r) and s·B (adapters, r, out) of one layer for one tuple of adapters, short ranks zero-padded."""
+
+    def __init__(self, adapters, factors, dtype):
+        rank = max(f.A.shape[0] for f in factors)
+        self.sources = [p for a in adapters for p in a.parameters(frozen=True)]
+        self.stamp = _stamp(self.sources)
+        self.A = torch.stack([_padded(f.A.to(dtype), rank, 0) for f in factors]).transpose(1, 2)
+        self.B = torch.stack([_padded((f.B * f.s).to(dtype), rank, 1) for f in factors]).transpose(1, 2).contiguous()
+        bias = [torch.zeros_like(f.B[:, 0]) if f.bias is None else f.bias * f.s for f in factors]
+        self.bias = torch.stack(bias).to(dtype) if any(f.bias is not None for f in factors) else None
+
+    def fresh(self, adapters):
+        """Whether the adapters' tensors are the very ones, unchanged, that were stacked."""
+        sources = [p for a in adapters for p in a.parameters(frozen=True)]
+        return (
+            len(sources) == len(self.sources)
+            and all(map(_same, sources, self.sources))
+            and (_stamp(sources) == self.stamp)
+        )
+
+
+def of(layer, names, x):
+    """The bank of these adapters on a layer, or None where one of them is more than a pair of factors."""
+    adapters = [layer.adapters[n] for n in names]
+    key = (names, x.dtype)
+    bank = layer.banks.get(key)
+    if bank is not None and bank.fresh(adapters):
+        return bank
+    factors = [a.low_rank() for a in adapters]
+    if any(f is None or f.row_scale is not None or f.dropout or not isinstance(f.s, float) for f in factors):
+        return None
+    if len(layer.banks) >= 4:  # a server that mixes ever new sets would otherwise keep a copy of each
+        layer.banks.clear()
+    layer.banks[key] = bank = Bank(adapters, factors, x.dtype)
+    return bank
+
+
+def add(y, x, bank, plan):
+    """y += each row's own low-rank update, in place; x (rows, ..., in), y (rows, ..., out)."""
+    index, identity = plan.slots(x.shape[0], x.device)
+    slots, longest = index.shape
+    xs = x if identity else x[index.flatten()]
+    h = torch.bmm(xs.reshape(slots, -1, x.shape[-1]), bank.A)
+    if identity:
+        y.view(slots, -1, y.shape[-1]).baddbmm_(h, bank.B)
+        if bank.bias is not None:
+            y.view(slots, -1, y.shape[-1]).add_(bank.bias[:, None])
+        return y
+    update = torch.bmm(h, bank.B) if bank.bias is None else torch.baddbmm(bank.bias[:, None], h, bank.B)
+    update = update.view(slots, longest, *y.shape[1:])
+    for i, rows in enumerate(plan.rows.values()):
+        y.index_add_(0, rows, update[i, : len(rows)])
+    return y
+
+
+def _padded(t, rank, dim):
+    missing = rank - t.shape[dim]
+    return t if not missing else torch.nn.functional.pad(t, (0, missing) if dim == 1 else (0, 0, 0, missing))
+
+
+def _stamp(tensors):
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+
+
+def _same(a, b):
+    return a is b

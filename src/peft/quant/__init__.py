@@ -1,0 +1,13 @@
+"""Quantization backends: read and write a base weight however it is stored, one file per library."""
+
+from peft.quant.backend import Plain
+
+BACKENDS = []  # quantized ones first match wins; `Plain` owns the rest
+
+
+def find(base):
+    """The backend that stores the weight of `base`."""
+    return next((backend() for backend in BACKENDS if backend.owns(base)), PLAIN)
+
+
+PLAIN = Plain()

@@ -1,0 +1,52 @@
+"""The contract of a weight storage, and its plain form: float parameters."""
+
+import torch
+from torch import nn
+
+from peft.errors import MergeError
+
+
+class Plain:
+    """Float weights. A quantized backend overrides `owns`, `unpack`, `pack` and, if need be, `get` and `put`.
+
+    `packed` is whatever `get` returns; `pack` builds a new one and never changes the old, so putting the old one
+    back undoes a merge exactly.
+    """
+
+    name = ""
+
+    @staticmethod
+    def owns(base):
+        return True
+
+    def get(self, base, param):
+        """The stored weight, as `put` takes it back."""
+        packed = base._parameters.get(param, None)
+        packed = getattr(base, param) if packed is None else packed
+        if packed.is_meta:
+            raise MergeError(
+                f"The weight of {type(base).__name__} is on the meta device (offloaded or not loaded yet). "
+                "Load the base model onto a real device before merging or initialising from its weights."
+            )
+        return packed
+
+    def put(self, base, param, packed):
+        """Make `packed` the stored weight. A new Parameter object, so weights tied to the old one stay as they are."""
+        base._parameters[param] = packed
+
+    def unpack(self, base, packed):
+        """The weight as a float tensor in storage layout."""
+        return packed.detach()
+
+    def pack(self, base, W, old):
+        """A stored weight with the values W, in the manner of `old`."""
+        return nn.Parameter(W.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+
+    def placement(self, base, param):
+        """(device, dtype) for new adapter tensors."""
+        p = getattr(base, param)
+        return p.device, p.dtype if p.dtype.is_floating_point else torch.get_default_dtype()
+
+    def guard(self, y):
+        """The base layer's output, safe to be built on."""
+        return y

@@ -1,0 +1,98 @@
+"""The one table of methods. A method file calls `register`; everything else looks here.
+
+A built-in method is imported when its name is first asked for, so that `import peft` loads none of them.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from peft.enums import PeftType
+
+BUILT_IN = {  # peft_type -> the file that registers it
+    "LORA": "peft.methods.lora.lora",
+    "TRAINABLE_TOKENS": "peft.methods.trainable_tokens",
+    "PREFIX_TUNING": "peft.prompts.prefix",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One tuning method: its name, config class, tuner class and file prefix."""
+
+    name: str  # the peft_type in adapter_config.json
+    config: type
+    tuner: type | None  # the model-level class; None for methods that adapt the inputs, not the layers
+    prefix: str  # its parameters' names begin with this
+    encoder: type | None = None  # prompt methods: the module that makes the prompt
+    mixed: bool = False  # may share a PeftMixedModel with other methods
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def register(name, config, *, tuner=None, encoder=None, prefix="", mixed=False):
+    """Add a method. Raises KeyError if the name or the prefix is taken."""
+    if name in _METHODS:
+        raise KeyError(f"There is already a method called {name!r}.")
+    if prefix and (owner := next((m.name for m in _METHODS.values() if m.prefix == prefix), None)):
+        raise KeyError(f"The prefix {prefix!r} of {name} is already used by {owner}.")
+    _METHODS[name] = Method(name, config, tuner, prefix, encoder, mixed)
+
+
+def method(peft_type):
+    """The `Method` registered for a PeftType or its name. Raises ValueError for an unknown one."""
+    name = getattr(peft_type, "value", peft_type)
+    if name not in _METHODS and name in BUILT_IN:
+        importlib.import_module(BUILT_IN[name])
+    if name not in _METHODS:
+        raise ValueError(f"Unknown peft_type {name!r}. This version of peft knows: {', '.join(sorted(names()))}.")
+    return _METHODS[name]
+
+
+def names():
+    """All known method names, imported or not."""
+    return {*BUILT_IN, *_METHODS}
+
+
+def register_peft_method(*, name, config_cls, model_cls, prefix=None, is_mixed_compatible=False):
+    """Add a third-party method under upstream's calling convention.
+
+    name: lower case, its upper case must be a member of PeftType. Raises ValueError, or KeyError if taken.
+    """
+    if name.lower() != name:
+        raise ValueError(f"The name of a method must be lower case, got {name!r}.")
+    if name.upper() not in PeftType.__members__:
+        raise ValueError(f"{name.upper()!r} is not a member of PeftType; add it there first.")
+    if name.upper() in BUILT_IN:
+        raise KeyError(f"There is already a method called {name.upper()!r}.")
+    register(name.upper(), config_cls, tuner=model_cls, prefix=prefix or f"{name}_", mixed=is_mixed_compatible)
+
+
+class MethodView(Mapping):
+    """A read-only dict {PeftType: one attribute of its Method}, for methods that have it."""
+
+    def __init__(self, attribute, only=lambda m: True):
+        self.attribute, self.only = attribute, only
+
+    def _has(self, name):
+        m = method(name)
+        return getattr(m, self.attribute) is not None and self.only(m)
+
+    def __getitem__(self, peft_type):
+        name = getattr(peft_type, "value", peft_type)
+        if name not in names() or not self._has(name):
+            raise KeyError(peft_type)
+        return getattr(method(name), self.attribute)
+
+    def __iter__(self):
+        return (PeftType(n) if n in PeftType.__members__ else n for n in sorted(names()) if self._has(n))
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING = MethodView("config")
+PEFT_TYPE_TO_TUNER_MAPPING = MethodView("tuner")
+PEFT_TYPE_TO_MIXED_MODEL_MAPPING = MethodView("tuner", only=lambda m: m.mixed)
+PEFT_TYPE_TO_PREFIX_MAPPING = MethodView("prefix")

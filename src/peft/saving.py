@@ -1,0 +1,112 @@
+"""Write adapters to disk: weights, config, model card and provenance together, or not at all."""
+
+import dataclasses
+import io
+import os
+
+import torch
+
+from peft.card import model_card
+from peft.config import CONFIG_NAME
+from peft.core.checkpoint import get_peft_model_state_dict
+from peft.errors import CheckpointError
+from peft.integrations import hub, provenance
+from peft.integrations.files import commit_files
+from peft.weights import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+
+
+def save_pretrained(
+    model,
+    save_directory,
+    safe_serialization=True,
+    selected_adapters=None,
+    save_embedding_layers="auto",
+    is_main_process=True,
+    state_dict=None,
+    path_initial_model_for_weight_conversion=None,
+    push_to_hub=False,
+    **kwargs,
+):
+    """Write the adapters of a model into a folder: "default" at its root, others each in a subfolder of their name.
+
+    safe_serialization: safetensors (else a pickle). selected_adapters: which ones, default all. state_dict: take the
+    values from this one, gathered from a sharded model. is_main_process: False writes nothing.
+    Raises ValueError for unknown adapters, CheckpointError, naming tensor or path, where nothing sound can be written.
+    """
+    if os.path.isfile(save_directory):
+        raise ValueError(f"Provided path ({save_directory}) should be a directory, not a file")
+    chosen = list(model.peft_config) if selected_adapters is None else list(selected_adapters)
+    if unknown := [n for n in chosen if n not in model.peft_config]:
+        raise ValueError(
+            f"You passed an invalid `selected_adapters` arguments, current supported adapter names are "
+            f"{list(model.peft_config)} - got {unknown}."
+        )
+    if path_initial_model_for_weight_conversion is not None:
+        raise ValueError(
+            "path_initial_model_for_weight_conversion is not needed: adapters with a subtracted initialisation never "
+            "change the base model here. Convert one to plain LoRA with peft.save_as_lora."
+        )
+    if not is_main_process:
+        return
+    base = model.get_base_model()
+    for name in chosen:
+        folder = save_directory if name == "default" else os.path.join(save_directory, name)
+        tensors = get_peft_model_state_dict(
+            model, state_dict=state_dict, adapter_name=name, save_embedding_layers=save_embedding_layers
+        )
+        tensors = {k: _whole(k, t, name) for k, t in tensors.items()}
+        files = {_file_name(safe_serialization): _serialise(tensors, safe_serialization)}
+        files[CONFIG_NAME] = _config_for_file(model, base, name).to_json().encode()
+        files[provenance.FILE_NAME] = provenance.describe(base, name)
+        if name == "default" or len(chosen) == 1:
+            files["README.md"] = model_card(model, folder)
+        commit_files(folder, files)
+    if push_to_hub:
+        hub.upload_folder(save_directory, kwargs.pop("repo_id", os.path.basename(save_directory)), **kwargs)
+
+
+def _file_name(safe):
+    return SAFETENSORS_WEIGHTS_NAME if safe else WEIGHTS_NAME
+
+
+def _serialise(tensors, safe):
+    if not safe:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        return buffer.getvalue()
+    from safetensors.torch import save
+
+    return save(_unshared(tensors), metadata={"format": "pt"})
+
+
+def _whole(key, tensor, adapter_name):
+    """A tensor as it can be written. Raises CheckpointError for one that is not really here."""
+    if hasattr(tensor, "full_tensor"):  # a DTensor: gather its shards
+        tensor = tensor.full_tensor()
+    if tensor.is_meta or (tensor.numel() == 0 and tensor.ndim):
+        raise CheckpointError(
+            f"Adapter {adapter_name!r} cannot be saved: {key} holds no values on this process (it is on the meta device "
+            "or sharded away). Save after loading, or gather the state_dict first and pass it as state_dict=."
+        )
+    return tensor.detach()
+
+
+def _unshared(tensors):
+    """Contiguous tensors, no two of which share memory, as safetensors wants them."""
+    seen, result = {}, {}
+    for key, tensor in tensors.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.device)
+        tensor = tensor.clone() if place in seen and tensor.numel() else tensor
+        seen[place] = key
+        result[key] = tensor.contiguous()
+    return result
+
+
+def _config_for_file(model, base, name):
+    config = dataclasses.replace(model.peft_config[name])
+    config.inference_mode = True
+    if config.base_model_name_or_path is None:
+        config.base_model_name_or_path = base.__dict__.get("name_or_path") or None
+    if config.task_type is None:
+        config.auto_mapping = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+    return config
