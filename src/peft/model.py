@@ -13,6 +13,7 @@ from peft.core import checkpoint, extras
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
+from peft.core.wrappers import ModulesToSaveWrapper
 from peft.errors import AdapterError, PeftWarning
 from peft.integrations import hub, provenance
 from peft.weights import load_peft_weights
@@ -498,12 +499,11 @@ class PeftModel(nn.Module):
         """Initialise what the file left out."""
         if self._is_prompt_learning:
             return
-        config = self.peft_config[adapter_name]
         for layer in [*self.base_model.layers.values(), *map(extras.hosted_layer, self.base_model.extras.values())]:
             if layer is not None and adapter_name in layer.adapters:
-                layer.settle(adapter_name, config)
+                layer.settle(adapter_name)
         for wrapper in self.base_model.extras.values():
-            if adapter_name in wrapper.adapter_names and hasattr(wrapper, "settle"):
+            if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.adapter_names:
                 wrapper.settle(adapter_name)
 
     def _make_room_for_tokens(self, tensors):

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 STEPS, QUICK_STEPS = 240, 3
 QUICK_HELD_OUT = 32
 BATCH = 8
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 PROOF_PROMPTS = 4
-TARGETS = ["q_proj", "v_proj", "o_proj"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +147,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 def with_lora(base: PreTrainedModel, rank: int) -> PeftModel:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=TARGETS)
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     return get_peft_model(base, config)
 
 

@@ -64,8 +64,8 @@ TABLE: dict[str, dict[str, str]] = {
         "  从磁盘重新加载 - 训练所得  {reloaded:.2e}\n  合并进基座 - 训练所得  {merged:.2e}",
     },
     "demo.proof_failed": {
-        "en": "the reloaded or the merged model differs from the trained one: logits by {reloaded:.2e} and {merged:.2e} "
-        "(allowed: {tolerance})",
+        "en": "the reloaded or the merged model differs from the trained one: logits by {reloaded:.2e} and {merged:.2e}"
+        " (allowed: {tolerance})",
         "zh": "重新加载或合并后的模型与训练所得不一致：logits 相差 {reloaded:.2e} 与 {merged:.2e}，允许 {tolerance}",
     },
     "demo.took": {"en": "Done in {time}.", "zh": "完成，用时 {time}。"},

@@ -162,6 +162,7 @@ class Adapter:
 
     def __init__(self, layer, name, key=""):
         self.layer, self.name, self.key = layer, name, key
+        self.config = None  # what it was built from
         self.frozen = False  # True: activating it does not make it trainable
         self.trainable = True  # what set_trainable said last
         self.shared = False  # True: its tensors belong to an adapter on another layer, which saves them

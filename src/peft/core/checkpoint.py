@@ -140,6 +140,8 @@ def _embedding_slots(model, base, config, wanted):
         if targeted:
             warnings.warn("Setting `save_embedding_layers` to `True` as embedding layers found in `target_modules`.")
         wanted = targeted or _resized(base, config)
+    else:
+        targeted = False
     if not wanted:
         return []
     ends, slots = set(), base_slots(model)
@@ -150,6 +152,8 @@ def _embedding_slots(model, base, config, wanted):
             continue
         if isinstance(module, AuxiliaryTrainingWrapper):
             continue  # its trained copy or rows are in the file already
+        if targeted and not isinstance(module, AdapterLayer):
+            continue
         while isinstance(module, AdapterLayer):
             module = module.base_layer
         ends |= {id(p) for p in module.parameters()} if module is not None else set()

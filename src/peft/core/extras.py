@@ -25,25 +25,29 @@ def add(tuner, name, config, how):
 
 def add_saved_modules(model, name, config, state, empty=False):
     """Give each module that config.modules_to_save names a copy for adapter `name`."""
-    names = match.Names(list(getattr(config, "modules_to_save", None) or ()))
+    names = list(getattr(config, "modules_to_save", None) or ())
     if not names:
         return
-    keys = []
+    keys, wrapped, used = [], [], set()
     for key, path, module in list(match.walk(model)):
         keys.append(key)
-        if names.take(key) and not any(key.startswith(f"{k}.") for k in keys[:-1] if names.match(k)):
-            if not isinstance(module, ModulesToSaveWrapper):
-                if isinstance(module, TrainableTokensWrapper):
-                    raise ValueError(
-                        f"{key} is in both modules_to_save and trainable_token_indices; modules_to_save trains all "
-                        "of it, so leave it out of trainable_token_indices."
-                    )
-                module = ModulesToSaveWrapper(module, state=state)
-                match.put(model, path, module)
-            module.update(name, empty=empty)
-            (module.frozen.add if config.inference_mode else module.frozen.discard)(name)
-    for entry in names.unused():
-        if entry not in TASK_HEADS:
+        hits = [n for n in names if key.endswith(n)]  # an ending of the whole name, not at a dot: "norm" is any norm
+        used.update(hits)
+        if not hits or any(key.startswith(f"{k}.") for k in wrapped):
+            continue
+        wrapped.append(key)
+        if isinstance(module, TrainableTokensWrapper):
+            raise ValueError(
+                f"{key} is in both modules_to_save and trainable_token_indices; modules_to_save trains all of it, so "
+                "leave it out of trainable_token_indices."
+            )
+        if not isinstance(module, ModulesToSaveWrapper):
+            module = ModulesToSaveWrapper(module, state=state)
+            match.put(model, path, module)
+        module.update(name, empty=empty)
+        (module.frozen.add if config.inference_mode else module.frozen.discard)(name)
+    for entry in names:
+        if entry not in used and entry not in TASK_HEADS:
             warnings.warn(
                 f"modules_to_save names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, keys)}.",
                 PeftWarning,
@@ -97,25 +101,25 @@ def _add_tokens(tuner, name, config, how):
                     "it, so leave it out of trainable_token_indices."
                 )
             by_module[path] = (module, list(tokens))
+    wants_tie = getattr(config, "ensure_weight_tying", False)
     host = None
     for path, (module, tokens) in by_module.items():
+        on_tie = any(_base(module) is _base(t) for t in tied)
+        if on_tie and host is not None and wants_tie and tokens == host[1]:
+            continue  # follows below
         wrapper = _token_wrapper(tuner, path, module, name, tokens, config, how)
-        if any(_same_base(module, t) for t in tied):
+        if on_tie:
             host = host or (wrapper, tokens)
     if host is None:
         return
-    for module in tied:  # the other side of the tie follows, with the very same rows
+    for module in tied_embeddings(model):  # the other side of the tie follows, with the very same rows
         path = next((p for _, p, m in match.walk(model) if m is module), None)
-        if path is None or isinstance(module, TrainableTokensWrapper) and name in module.adapter_names:
+        if path is None or (isinstance(module, TrainableTokensWrapper) and name in module.adapter_names):
             continue
         twin = _token_wrapper(tuner, path, module, name, host[1], config, how)
         layer, source = twin.token_adapter, host[0].token_adapter
         layer._modules["trainable_tokens_delta"] = source._modules["trainable_tokens_delta"]
         layer.adapters[name].shared = True
-
-
-def _same_base(module, other):
-    return _base(module) is _base(other)
 
 
 def _base(module):

@@ -110,6 +110,7 @@ class AdapterLayer(nn.Module):
         if name in self.adapters:
             self.delete_adapter(name)
         adapter = self.adapter_cls(self, name, key)
+        adapter.config = config
         device, dtype = self.backend.placement(self.get_base_layer(), self.kind.param)
         if autocast and dtype.itemsize < 4:
             dtype = torch.float32
@@ -131,7 +132,7 @@ class AdapterLayer(nn.Module):
                 slot.tensor.requires_grad = False
         self.kind.added(self, name, config, autocast=autocast, empty=empty)
 
-    def settle(self, name, config):
+    def settle(self, name):
         """Give the tensors of an adapter that are still on the meta device, left out by a file, their initial values."""
         adapter = self.adapters[name]
         slots = [s for s in adapter.saved_slots() if s.owner is not None]
@@ -145,7 +146,7 @@ class AdapterLayer(nn.Module):
                 new = torch.empty_like(old, device=device)
                 slot.owner[slot.name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         with torch.no_grad():
-            adapter.reset(config)
+            adapter.reset(adapter.config)
             for slot, value in filled:
                 slot.owner[slot.name].copy_(value)
         self._changed()

@@ -93,7 +93,7 @@ def target_modules(model, config, unsafe=()):
     """
     modules = list(walk(model))
     wanted, excluded = Names(config.target_modules), Names(config.exclude_modules)
-    saved = Names(config.modules_to_save)
+    saved = tuple(config.modules_to_save or ())
     picked = config.layers_to_transform
     picked = {picked} if isinstance(picked, int) else set(picked or ())
     found, dropped = [], 0
@@ -104,7 +104,7 @@ def target_modules(model, config, unsafe=()):
         if (excluded and excluded.take(key)) or isinstance(module, AuxiliaryTrainingWrapper):
             dropped += 1
             continue
-        if saved and any(saved.match(k) for k in _ancestors(key)):
+        if saved and any(k.endswith(saved) for k in _ancestors(key)):
             dropped += 1
             continue
         if picked and entry != key and layer_index(key, config.layers_pattern) not in picked:
@@ -141,9 +141,9 @@ def _raise_no_match(config, modules, dropped, picked):
 
 
 def target_parameters(model, names):
-    """[(key, path of the module, parameter name)] for config.target_parameters, sorted by key.
+    """[(key, path of the module, parameter name)] for config.target_parameters.
 
-    Two parameters of one module nest two wrappers; the order fixes the checkpoint keys.
+    Two parameters of one module nest two wrappers; the order in which the module registers them fixes the file's keys.
     """
     wanted, found = Names(list(names)), []
     for key, path, module in [("", "", model), *walk(model)]:
@@ -157,7 +157,7 @@ def target_parameters(model, names):
                         f"Parameter {name!r} belongs to the model itself; only a submodule's can be adapted."
                     )
                 found.append((full, path, name))
-    return sorted(found), wanted
+    return found, wanted
 
 
 def all_linear(model, task_type=None):

@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from peft.core import match
@@ -15,6 +16,10 @@ from peft.methods.lora.config import LoraConfig
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
+
+
+# Up to this release, upstream added the update of an attention layer's out_proj twice; its adapters were trained so.
+DOUBLED_OUT_PROJ = Version("0.21.2")
 
 
 class DoraMagnitude(nn.Module):
@@ -49,6 +54,8 @@ class Lora(Additive):
         self.r = match.pattern_value(c.rank_pattern, self.key, c.r)
         self.lora_alpha = match.pattern_value(c.alpha_pattern, self.key, c.lora_alpha)
         self.scaling = float(c.scaling(self.r, self.lora_alpha))
+        if self.layer.owned and Version(c.peft_version or "0") <= DOUBLED_OUT_PROJ:
+            self.scaling *= 2
         self.use_rslora, self.use_dora, self.lora_bias = c.use_rslora, c.use_dora, c.lora_bias
         self.mode = c.init_lora_weights
         self._check_layer(c)
