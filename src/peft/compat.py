@@ -1,70 +1,96 @@
-"""Import paths of upstream PEFT that other libraries use, in one table: legacy module -> {name: home}.
+"""Upstream PEFT's module paths, made importable. The rows are in `compat_table`; nothing in the house imports either.
 
-Nothing in the house imports this. Delete a row when its last user is gone. `OfKind` stands for upstream's classes per
-layer type: isinstance(m, peft.tuners.lora.Linear) is true for a LoRA layer on a linear base layer.
+A legacy module holds no code: each of its names is fetched from its home when it is first read.
 """
 
+import dataclasses
 import importlib
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
-ALIASES = {
-    "tuners": {
-        "LoraConfig": "methods.lora.config:LoraConfig",
-        "LoraModel": "methods.lora.lora:LoraModel",
-    },
-    "tuners.tuners_utils": {
-        "BaseTuner": "core.tuner:Tuner",
-        "BaseTunerLayer": "core.layer:AdapterLayer",
-    },
-    "tuners.lora": {
-        "LoraConfig": "methods.lora.config:LoraConfig",
-        "LoraLayer": "methods.lora.lora:LoraLayer",
-        "LoraModel": "methods.lora.lora:LoraModel",
-    },
-    "tuners.lora.layer": {"LoraLayer": "methods.lora.lora:LoraLayer"},
-    "utils": {
-        "ModulesToSaveWrapper": "core.wrappers:ModulesToSaveWrapper",
-        "get_peft_model_state_dict": "core.checkpoint:get_peft_model_state_dict",
-    },
-    "utils.other": {
-        "AuxiliaryTrainingWrapper": "core.wrappers:AuxiliaryTrainingWrapper",
-        "ModulesToSaveWrapper": "core.wrappers:ModulesToSaveWrapper",
-    },
-    "peft_model": {"PeftModel": "model:PeftModel"},
-}
-
 
 class _LegacyModules(MetaPathFinder, Loader):
+    """Asked only for modules that no file holds."""
+
     def find_spec(self, fullname, path=None, target=None):
-        package, _, short = fullname.partition(".")
-        return ModuleSpec(fullname, self, is_package=True) if package == "peft" and short in ALIASES else None
+        if not fullname.startswith("peft."):
+            return None
+        from peft.compat_table import ALIASES
+
+        known = fullname.removeprefix("peft.") in ALIASES
+        return ModuleSpec(fullname, self, is_package=True) if known else None
 
     def exec_module(self, module):
-        names = ALIASES[module.__name__.removeprefix("peft.")]
+        from peft.compat_table import ALIASES, rows
 
-        def resolve(name):
-            if name not in names:
-                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-            home = names[name]
-            if isinstance(home, OfKind):
-                value = home
+        full = module.__name__
+        names = rows(full.removeprefix("peft."))
+
+        def fetch(name):
+            if name in names:
+                home, real = names[name]
+                value = getattr(importlib.import_module(f"peft.{home}"), real)
+            elif f"{full}.{name}".removeprefix("peft.") in ALIASES:
+                value = importlib.import_module(f"{full}.{name}")
             else:
-                home, _, real = home.partition(":")
-                value = getattr(importlib.import_module(f"peft.{home}"), real or name)
+                raise AttributeError(f"module {full!r} has no attribute {name!r}")
             setattr(module, name, value)
             return value
 
-        module.__getattr__ = resolve
+        module.__getattr__ = fetch
+        module.__dir__ = lambda: sorted({*vars(module), *names})
         module.__all__ = list(names)
-
-
-class OfKind(type):
-    """A class whose instances are layers of one method on one kind of base layer; calling it makes one."""
 
 
 def install():
     """Make the legacy paths importable."""
     if not any(isinstance(finder, _LegacyModules) for finder in sys.meta_path):
         sys.meta_path.append(_LegacyModules())
+
+
+class OfKind(type):
+    """The type of classes like upstream's `lora.Linear`: their instances are a method's layers on one kind of base.
+
+    Such a class is not in any layer's bases: isinstance asks the layer for its kind, and calling the class makes a
+    layer with one active adapter. Classes derived from it are ordinary ones that start the same way.
+    """
+
+    def __new__(meta, name, bases, namespace, kind=None, spatial=None, config=None):
+        if kind is not None:
+            namespace = {**namespace, "rule": (kind, spatial), "config_cls": config, "__init__": _start}
+        return super().__new__(meta, name, bases, namespace)
+
+    def __init__(cls, name, bases, namespace, **_):
+        super().__init__(name, bases, namespace)
+
+    def __instancecheck__(cls, layer):
+        if "rule" not in cls.__dict__:
+            return super().__instancecheck__(layer)
+        kind, spatial = cls.rule
+        return (
+            isinstance(layer, cls.__base__)
+            and layer.kind.name == kind
+            and not layer.backend.name
+            and (spatial is None or layer.kind.spatial == spatial)
+        )
+
+    def __call__(cls, *args, **settings):
+        if "rule" not in cls.__dict__:
+            return super().__call__(*args, **settings)
+        layer = cls.__base__.__new__(cls.__base__)
+        _start(layer, *args, origin=cls, **settings)
+        if not isinstance(layer, cls):
+            raise TypeError(f"{cls.__name__} cannot adapt a {type(layer.get_base_layer()).__name__}.")
+        return layer
+
+
+def _start(layer, base_layer, adapter_name, config=None, *, parameter_name=None, origin=None, **settings):
+    """Initialise a layer and give it adapter `adapter_name`. Settings that are fields of the config replace its own."""
+    from peft.core.state import AdapterState
+
+    origin = origin or next(c for c in type(layer).__mro__ if "rule" in c.__dict__)
+    origin.__base__.__init__(layer, base_layer, param=parameter_name, state=AdapterState([adapter_name]))
+    fields = {f.name for f in dataclasses.fields(origin.config_cls)}
+    changes = {k: v for k, v in settings.items() if k in fields}
+    layer.add_adapter(adapter_name, dataclasses.replace(config or origin.config_cls(), **changes))

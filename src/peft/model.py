@@ -65,7 +65,7 @@ class PeftModel(nn.Module):
                 low_cpu_mem_usage=low_cpu_mem_usage,
                 autocast_adapter_dtype=autocast_adapter_dtype,
             )
-        if getattr(model, "is_gradient_checkpointing", False):
+        if is_checkpointing(model):
             self.prepare_model_for_gradient_checkpointing(model)
         if getattr(getattr(model, "config", None), "pretraining_tp", 1) != 1:
             model.config.pretraining_tp = 1  # sliced matrix products would bypass the adapters
@@ -198,7 +198,7 @@ class PeftModel(nn.Module):
             raise AdapterError(
                 f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; there are {list(self.peft_config)}."
             )
-        checkpointing = torch.is_grad_enabled() and getattr(self.get_base_model(), "is_gradient_checkpointing", False)
+        checkpointing = torch.is_grad_enabled() and is_checkpointing(self.get_base_model())
         return self.state.during(Call(names), replay=checkpointing)
 
     @contextlib.contextmanager
@@ -478,12 +478,14 @@ class PeftModel(nn.Module):
                 subfolder = options.get("subfolder")
                 folder = os.path.join(model_id, subfolder) if subfolder else os.fspath(model_id)
                 path = hub.cached_file(folder, provenance.FILE_NAME)
-                provenance.check(self.get_base_model(), adapter_name, path)
+                layers = {} if self._is_prompt_learning else self.base_model.layers
+                provenance.check(self.get_base_model(), layers, adapter_name, path)
             self._make_room_for_tokens(tensors)
             result = checkpoint.set_peft_model_state_dict(
                 self, tensors, adapter_name, ignore_mismatched_sizes=ignore_mismatched_sizes, strict=strict
             )
-            self._settle_meta_tensors(adapter_name)
+            if result.missing_keys or result.mismatched_keys:
+                self._settle_meta_tensors(adapter_name)
         except BaseException:
             if new and len(self.peft_config) > 1:
                 self.delete_adapter(adapter_name)
@@ -525,6 +527,11 @@ class PeftModel(nn.Module):
                 stacklevel=3,
             )
             base.resize_token_embeddings(size, mean_resizing=False)
+
+
+def is_checkpointing(model):
+    """Whether some part of a model recomputes its activations (transformers' flag)."""
+    return any(m.__dict__.get("gradient_checkpointing", False) for m in model.modules())
 
 
 def _batch_size(args, kwargs):

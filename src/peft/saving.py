@@ -57,7 +57,7 @@ def save_pretrained(
         tensors = {k: _whole(k, t, name) for k, t in tensors.items()}
         files = {_file_name(safe_serialization): _serialise(tensors, safe_serialization)}
         files[CONFIG_NAME] = _config_for_file(model, base, name).to_json().encode()
-        files[provenance.FILE_NAME] = provenance.describe(base, name)
+        files[provenance.FILE_NAME] = provenance.describe(base, {} if model._is_prompt_learning else model.base_model.layers, name)
         if name == "default" or len(chosen) == 1:
             files["README.md"] = model_card(model, folder)
         commit_files(folder, files)

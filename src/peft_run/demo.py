@@ -16,9 +16,9 @@ from peft_run.progress import Output, clock_time
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from peft import PeftModel
     from peft_run.reviews import Review
     from peft_run.sentiment import SentimentTask
 
@@ -27,6 +27,7 @@ QUICK_HELD_OUT = 32
 BATCH = 8
 LEARNING_RATE = 5e-4
 PROOF_PROMPTS = 4
+METRICS = "metrics.json"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +91,8 @@ def tell_story(options: argparse.Namespace, output: Output, say: Say) -> int:
     model = with_lora(base, options.rank)
     steps = options.steps or (QUICK_STEPS if options.quick else STEPS)
     taken = fine_tune(model, task, training, steps, options.seed, output, say)
-    # Saved before anything else, so that no later trouble can lose the training.
+    # Saved before anything else, so that no later trouble can lose the training. Old figures do not belong to it.
+    (options.output / METRICS).unlink(missing_ok=True)
     model.save_pretrained(options.output)
     if taken < steps:
         say("demo.interrupted", step=taken, output=options.output)
@@ -132,7 +134,7 @@ def tell_story(options: argparse.Namespace, output: Output, say: Say) -> int:
         model=base_folder,
         output=options.output,
         prompt=prompt_text(held_out[0]),
-        more_steps=2 * steps,
+        more_steps=2 * max(steps, STEPS),
         more_rank=4 * options.rank,
     )
     return 0
@@ -194,6 +196,6 @@ def compare_replies(model: PeftModel, task: SentimentTask, reviews: Sequence[Rev
 
 def write_result(result: dict[str, Any], options: argparse.Namespace) -> None:
     text = json.dumps(result, ensure_ascii=False, indent=2)
-    (options.output / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (options.output / METRICS).write_text(text + "\n", encoding="utf-8")
     if options.json:
         print(text)

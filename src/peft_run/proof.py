@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from peft import PeftModel
 
 TOLERANCE = 1e-3  # in logits, which are of the order of 10; float32 rounding through 30 layers stays well below
 

@@ -225,7 +225,11 @@ class Adapter:
         skip = () if frozen else self.frozen_fields()
         for name, field in self.fields.items():
             if field.trainable and name not in skip and (value := field.__get__(self)) is not None:
-                yield from (value,) if isinstance(value, torch.Tensor) else value.parameters()
+                if isinstance(value, torch.Tensor):
+                    yield value
+                else:  # not value.parameters(): its bookkeeping costs more than the rest of adding an adapter
+                    for module in value.modules() if value._modules else (value,):
+                        yield from (p for p in module._parameters.values() if p is not None)
 
     def set_trainable(self, trainable):
         self.trainable = trainable

@@ -1,4 +1,4 @@
-"""Default target modules by model type: data only."""
+"""Default target modules by model type: data only. The dicts are open: a program may add its own model types."""
 
 QV = ("q_proj", "v_proj")
 FUSED_QKV = ("query_key_value",)
@@ -46,3 +46,7 @@ LORA_TARGETS = {
     "rwkv": ("key", "value", "receptance", "output"),
     "rwkv7": ("r_proj", "k_proj", "v_proj", "o_proj", "key", "value"),
 }
+LORA_TARGETS = {model: names if isinstance(names, str) else list(names) for model, names in LORA_TARGETS.items()}
+
+# What to do to a prefix's keys and values by model type. Empty since transformers' caches have one layout for all.
+PREFIX_POSTPROCESSING = {}

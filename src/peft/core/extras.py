@@ -186,7 +186,6 @@ def tie_adapters(tuner, name, config, how):
         source.add_adapter(name, config, host, **how)
     target = tuner._layer_at(other, head)
     tuner.layer_cls.adapter_cls.tie(target, source, name, other)
-    tuner._collect()
 
 
 def fix_tie_flag(model):

@@ -19,6 +19,7 @@ class AdapterLayer(nn.Module):
     """
 
     adapter_cls: type[Adapter]
+    cast_input_dtype_enabled = True  # False: weights are stored in a dtype that inputs must not be cast to
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -29,7 +30,7 @@ class AdapterLayer(nn.Module):
 
     def __init__(self, base_layer, param=None, state=None):
         super().__init__()
-        self.base_layer = base_layer
+        self._modules["base_layer"] = base_layer
         base = self.get_base_layer()
         kind = layers.find(base, param)
         if kind is None or kind.name not in self.adapter_cls.kinds:
@@ -37,17 +38,18 @@ class AdapterLayer(nn.Module):
                 f"Target module {base} is not supported: {self.adapter_cls.__name__} adapts layers of the kinds "
                 f"{', '.join(self.adapter_cls.kinds)}. Choose its sub-layers in target_modules instead."
             )
-        self.kind, self.backend = kind, quant.find(base)
-        self.state = AdapterState() if state is None else state
-        self.adapters = {}
-        self.banks = {}  # stacked factors for mixed batches, by tuple of adapters
-        self._live = (None, ())  # (active tuple it was made for, the adapters of it that this layer has)
-        self._present = ()
-        self.owned = False  # True: another wrapper made this one and takes it away
-        self._undo = []  # what each merge replaced: (adapter name, packed weight or None, bias), newest last
-        for name, field in self.adapter_cls.fields.items():
-            if field.container is None:
-                self.__dict__[name] = {}
+        self.__dict__.update(  # at once: module attributes set one by one cost more than all the rest of wrapping
+            kind=kind,
+            backend=quant.find(base),
+            state=AdapterState() if state is None else state,
+            adapters={},
+            banks={},  # stacked factors for mixed batches, by tuple of adapters
+            owned=False,  # True: another wrapper made this one and takes it away
+            _live=(None, ()),  # (active tuple it was made for, the adapters of it that this layer has)
+            _present=(),
+            _undo=[],  # what each merge replaced: (adapter name, packed weight, bias), newest last
+            **{name: {} for name, field in self.adapter_cls.fields.items() if field.container is None},
+        )
         self.kind.attach(self)
 
     def __getattr__(self, name):
@@ -101,6 +103,7 @@ class AdapterLayer(nn.Module):
         return self.kind.op(self.get_base_layer(), x, W)
 
     # -- adapters ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
     def add_adapter(self, name, config, key="", *, autocast=True, empty=False):
         """Make adapter `name` on this layer.
 
@@ -120,8 +123,7 @@ class AdapterLayer(nn.Module):
         if not empty or device.type != "meta":
             adapter.derive(config)
         if not empty and device.type != "meta":
-            with torch.no_grad():
-                adapter.reset(config)
+            adapter.reset(config)
         for field in self.adapter_cls.fields.values():
             if field.entries == "_modules" and (module := field.__get__(adapter)) is not None:
                 module.train(self.training)

@@ -85,10 +85,12 @@ class Tuner(nn.Module):
             self.prepare_model(config)
             how = {"autocast": autocast_adapter_dtype, "empty": low_cpu_mem_usage}
             self._add_to_targets(adapter_name, config, state_dict, how)
-            self._collect()
-            extras.add(self, adapter_name, config, how)
-            self._collect()
+            if extras.only_extras(config):
+                extras.add(self, adapter_name, config, how)
+                self._stale = True
             extras.tie_adapters(self, adapter_name, config, how)
+            if self._stale:
+                self._collect()
             self._train_biases()
         except BaseException:
             self._collect()
@@ -138,7 +140,9 @@ class Tuner(nn.Module):
                     raise
         if state_dict:
             found = self._targets_of_file(state_dict, found)
-        in_parameters, wanted_parameters = match.target_parameters(self.model, parameters)
+        in_parameters, wanted_parameters = [], match.Names(None)
+        if parameters:
+            in_parameters, wanted_parameters = match.target_parameters(self.model, parameters)
         for key, path, module in found:
             self._layer_at(path, module).add_adapter(name, config, key, **how)
         for key, path, parameter in in_parameters:
@@ -169,6 +173,7 @@ class Tuner(nn.Module):
             layer = layer.base_layer
         new = self.layer_cls(module, param=parameter, state=self.state)
         match.put(self.model, path, new)
+        self._stale = True
         return new
 
     def _targets_of_file(self, state_dict, by_config):
@@ -188,9 +193,9 @@ class Tuner(nn.Module):
         return found
 
     def _report_unused(self, wanted, excluded, parameters, found):
-        names = [key for key, _, _ in match.walk(self.model)]
         for what, entries in (("target_modules", wanted), ("target_parameters", parameters)):
             for entry in entries.unused() if found or what == "target_parameters" else ():
+                names = [key for key, _, _ in match.walk(self.model)]
                 warnings.warn(
                     f"{what} names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, names)}.",
                     PeftWarning,
@@ -205,6 +210,7 @@ class Tuner(nn.Module):
 
     def _collect(self):
         """Rebuild the registry from the module tree."""
+        self._stale = False
         self.layers.clear()
         self.extras.clear()
         for _, path, module in match.walk(self.model):

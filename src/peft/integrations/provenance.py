@@ -9,8 +9,6 @@ import os
 
 import torch
 
-from peft.core import match
-from peft.core.layer import AdapterLayer
 from peft.errors import BaseMismatchError, PeftWarning
 from peft.version import __version__
 
@@ -32,9 +30,9 @@ def sample(layer):
     return flat[::step][:NUMBERS].float().tolist()
 
 
-def describe(model, adapter_name):
-    """The file's content as bytes, for a model and one of its adapters."""
-    layers = _adapted_layers(model, adapter_name)
+def describe(model, layers, adapter_name):
+    """The file's content as bytes, for a base model, its adapted layers by path, and one adapter."""
+    layers = list(_adapted_layers(layers, adapter_name).items())
     step = max(1, len(layers) // LAYERS)
     samples = {key: sample(layer) for key, layer in layers[::step][:LAYERS]}
     config = getattr(model, "config", None)
@@ -52,17 +50,16 @@ def describe(model, adapter_name):
     ).encode()
 
 
-def _adapted_layers(model, adapter_name):
-    found = []
-    for key, _, module in match.walk(model):
-        while isinstance(module, AdapterLayer):
-            if adapter_name in module.adapters and not module.owned:
-                found.append((module.adapters[adapter_name].key or key, module))
-            module = module.base_layer
-    return found
+def _adapted_layers(layers, adapter_name):
+    """{key in the unwrapped model: layer} of those with the adapter."""
+    return {
+        layer.adapters[adapter_name].key or path: layer
+        for path, layer in layers.items()
+        if adapter_name in layer.adapters and not layer.owned
+    }
 
 
-def check(model, adapter_name, path):
+def check(model, layers, adapter_name, path):
     """Compare a model with the provenance file beside its adapter, if there is one.
 
     Raises BaseMismatchError where the base weights differ from those the adapter was trained on. Models without a
@@ -76,7 +73,7 @@ def check(model, adapter_name, path):
         told = {k: torch.tensor(v, dtype=torch.float32) for k, v in told.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # not ours, or of a later format
-    layers = dict(_adapted_layers(model, adapter_name))
+    layers = _adapted_layers(layers, adapter_name)
     worst, where = 0.0, None
     for key, before in told.items():
         now = sample(layers[key]) if key in layers else None

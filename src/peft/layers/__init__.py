@@ -12,4 +12,13 @@ def find(base, param=None):
     """The kind for a base module, or for its parameter named `param`; None where no kind owns it."""
     if param:
         return Weight(param)
-    return next((kind() for kind in KINDS if kind.owns(base)), None)
+    cls = _by_type.get(type(base))
+    if cls is None:
+        cls = next((kind for kind in KINDS if kind.owns(base)), None)
+        if cls is None:
+            return None
+        _by_type[type(base)] = cls
+    return cls()
+
+
+_by_type: dict = {}  # asking every kind costs more than making a wrapper

@@ -28,7 +28,8 @@ class Bank:
 def of(layer, names, x):
     """The bank of these adapters on a layer, or None where one of them is more than a pair of factors."""
     adapters = [layer.adapters[n] for n in names]
-    key = (names, x.dtype)
+    scaling = layer.__dict__.get("scaling", {})
+    key = (names, x.dtype, tuple(scaling.get(n) for n in names))
     bank = layer.banks.get(key)
     if bank is not None and bank.fresh(adapters):
         return bank

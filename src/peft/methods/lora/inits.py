@@ -63,7 +63,8 @@ def pissa(W, r, s, niter=None):
 
 def kaiming(A, B, W, c):
     """A uniform as in a fresh nn.Linear, B zero."""
-    nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    bound = 1 / math.sqrt(A[0].numel())
+    A.uniform_(-bound, bound)
     B.zero_()
 
 

@@ -202,7 +202,7 @@ class Lora(Additive):
             return self.kind.scaled(self.base, after_A @ B.t()) * self.scaling
         drop = self.lora_dropout
         x = x if drop is None else drop(x)
-        if not torch.is_autocast_enabled(x.device.type):
+        if self.layer.cast_input_dtype_enabled and not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.lora_A.weight.dtype)
         return self.lora_B(self.lora_A(x)) * self.scaling
 
@@ -230,7 +230,11 @@ class Lora(Additive):
         return super().delta(W) if self.lora_magnitude_vector is None else self.merged_weight(W) - W
 
     def merged_weight(self, W):
-        V = W + self.delta_weight().to(W.dtype)
+        if W.ndim == 2:
+            A, B = self.effective_factors()
+            V = torch.addmm(W, B.to(W.dtype), A.to(W.dtype), alpha=self.scaling)
+        else:
+            V = W + self.delta_weight().to(W.dtype)
         if self.lora_magnitude_vector is None:
             return V
         scale = self.lora_magnitude_vector.weight.flatten() / V.flatten(1).norm(dim=1)
@@ -285,7 +289,7 @@ class LoraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        others = [c for n, c in self.peft_config.items() if n != adapter_name]
+        others = [c for n, c in self.peft_config.items() if n != adapter_name and isinstance(c, LoraConfig)]
         if (
             others
             and config.target_parameters
