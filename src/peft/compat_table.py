@@ -8,7 +8,7 @@ CONSTANTS = {
     "weights": "SAFETENSORS_WEIGHTS_NAME WEIGHTS_NAME",
     "core.match": "INCLUDE_LINEAR_LAYERS_SHORTHAND=ALL_LINEAR",
     "core.defaults": "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING=LORA_TARGETS "
-    "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING=PREFIX_POSTPROCESSING",
+    "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING",
     "legacy": "ALLOWED_COMPUTE_DTYPES UPCAST_DTYPES",
 }
 ERRORS = {"errors": "NoMatchingPeftModuleError PeftError"}
@@ -99,6 +99,8 @@ ALIASES = {
             "core.wrappers": "AuxiliaryTrainingWrapper",
             "config": "PeftConfig",
             "enums": "PeftType TaskType",
+            "methods.lora.replicate": "replicate_layers",
+            "prompts.encoder": "BasePromptEncoder=PromptEncoder",
             "registry": "PEFT_TYPE_TO_PREFIX_MAPPING",
             "legacy": "DUMMY_MODEL_CONFIG UPCAST_DTYPES _ExcludedModule _find_minimal_target_modules "
             "_get_in_out_features _get_module_names_tied_with_embedding _get_submodules "
@@ -138,7 +140,10 @@ ALIASES = {
         "integrations.hotswap": "CONFIG_KEYS_TO_CHECK check_hotswap_configs_compatible hotswap_adapter "
         "hotswap_adapter_from_state_dict prepare_model_for_compiled_hotswap"
     },
-    "utils.integrations": {"integrations.parallel": "check_deepspeed_zero3_enabled gather_params_ctx"},
+    "utils.integrations": {
+        "integrations.parallel": "check_deepspeed_zero3_enabled gather_params_ctx",
+        "legacy": "dequantize_module_weight get_bnb_param_type",
+    },
     "utils.merge_utils": {
         "methods.lora.merge_utils": "calculate_majority_sign_mask dare_linear dare_ties disjoint_merge "
         "magnitude_based_pruning magnitude_prune prune random_pruning reshape_weight_task_tensors task_arithmetic ties"

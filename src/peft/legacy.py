@@ -1,4 +1,4 @@
-"""Small functions of upstream's private and semi-private surface that other libraries call. The house does not use them.
+"""Small functions of upstream's semi-private surface that other libraries call. The house does not use them.
 
 Each is a thin reading of what the house has; a function without users here and there may go.
 """
@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from peft import quant
 from peft.core import extras, match
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
 from peft.core.wrappers import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.errors import MergeError
 from peft.functional import holders
 
 UPCAST_DTYPES = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
@@ -179,7 +181,10 @@ def _set_trainable(
         raise ValueError(f"Target modules {set(module_names)} not found in the base model.")
     config = SimpleNamespace(modules_to_save=module_names, inference_mode=inference_mode)
     set_additional_trainable_modules(model, config, None, adapter_name, activate_adapter)
-    return [w for w in holders(model) if isinstance(w, ModulesToSaveWrapper) and adapter_name in w.adapter_names]
+    wrappers = [w for w in holders(model) if isinstance(w, ModulesToSaveWrapper) and adapter_name in w.adapter_names]
+    for wrapper in wrappers:
+        wrapper.original_module.requires_grad_(False)
+    return wrappers
 
 
 def set_additional_trainable_modules(model, peft_config, model_config, adapter_name, activate_adapter=True):
@@ -204,10 +209,34 @@ def onload_layer(layer):
             hook = module._hf_hook
             for name, p in module.named_parameters(recurse=False):
                 with contextlib.suppress(KeyError):
-                    stored = hook.weights_map[name]
-                    if stored.shape == p.shape and not torch.equal(stored, p.detach().to(stored.device)):
-                        stored.copy_(p.detach())
+                    _keep(hook.weights_map, name, p.detach())
             hook.post_forward(module, torch.tensor([]))
+
+
+def _keep(offloaded, name, value):
+    """Write a changed weight back to where accelerate keeps it."""
+    value = value.to(offloaded[name].device)
+    if torch.equal(offloaded[name], value):
+        return
+    offloaded[name].copy_(value)
+    if not torch.equal(offloaded[name], value):  # a map on disk gives out copies
+        raise MergeError(f"{name} is offloaded to disk and cannot be changed there; offload to the CPU instead.")
+
+
+def dequantize_module_weight(module):
+    """The weight of a layer as a float Parameter, however it is stored."""
+    backend = quant.find(module)
+    packed = backend.get(module, "weight")
+    return (
+        packed
+        if isinstance(packed, nn.Parameter) and not backend.name
+        else nn.Parameter(backend.unpack(module, packed), requires_grad=False)
+    )
+
+
+def get_bnb_param_type(param):
+    """ "4bit" or "8bit" for bitsandbytes' parameters, else False."""
+    return {"Params4bit": "4bit", "Int8Params": "8bit"}.get(type(param).__name__, False)
 
 
 # -- tensors and values ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def __getattr__(name):
 
 
 class MixedModel(Tuner):
-    """A tuner for all methods: it walks the layers of all of them, and lets each method's own tuner inject its adapters."""
+    """A tuner for all methods: it walks the layers of all, and lets each method's own tuner inject its adapters."""
 
     def inject_adapter(self, model, adapter_name, config=None, **how):
         """Add one adapter; nothing of it stays behind if that fails. Raises ValueError for methods that cannot mix."""

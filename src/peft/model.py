@@ -46,6 +46,7 @@ class PeftModel(nn.Module):
         self._is_prompt_learning = peft_config.is_prompt_learning
         self.peft_type = peft_config.peft_type
         self._adapters_disabled = False
+        checkpointing = is_checkpointing(model)
         self._add_task_modules(peft_config)
         self._fill_base_name(peft_config, model)
         if self._is_prompt_learning:
@@ -65,7 +66,7 @@ class PeftModel(nn.Module):
                 low_cpu_mem_usage=low_cpu_mem_usage,
                 autocast_adapter_dtype=autocast_adapter_dtype,
             )
-        if is_checkpointing(model):
+        if checkpointing:
             self.prepare_model_for_gradient_checkpointing(model)
         if getattr(getattr(model, "config", None), "pretraining_tp", 1) != 1:
             model.config.pretraining_tp = 1  # sliced matrix products would bypass the adapters
@@ -331,10 +332,27 @@ class PeftModel(nn.Module):
         return prompt_model.generate(self, *args, **kwargs)
 
     def get_prompt(self, batch_size, task_ids=None, max_cache_len=None):
-        """The active prompt for a batch: embeddings, or a cache of keys and values."""
+        """The active prompt for a batch: embeddings, or a cache of keys and values (it grows; max_cache_len is unused)."""
         from peft.prompts import prompt_model
 
-        return prompt_model.get_prompt(self, batch_size, task_ids, max_cache_len)
+        return prompt_model.get_prompt(self, batch_size, task_ids)
+
+    @property
+    def prompt_tokens(self):
+        """{adapter name: the numbers of its virtual tokens}."""
+        from peft.prompts import prompt_model
+
+        return prompt_model.prompt_tokens(self)
+
+    @property
+    def word_embeddings(self):
+        return self.get_base_model().get_input_embeddings()
+
+    @property
+    def transformer_backbone_name(self):
+        """Name of the child that holds the base model's layers."""
+        children = self.get_base_model().named_children()
+        return next(name for name, child in children if hasattr(child, "base_model_prefix"))
 
     def get_prompt_embedding_to_save(self, adapter_name):
         """The tensor that a file holds of a prompt."""
@@ -426,7 +444,9 @@ class PeftModel(nn.Module):
                 **kwargs,
             )
         except BaseException:
-            if not config.is_prompt_learning:
+            if config.is_prompt_learning:
+                wrapped._delete_prompt(adapter_name)
+            else:
                 wrapped.base_model.unload()
             for p, was in trainable:
                 p.requires_grad = was

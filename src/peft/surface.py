@@ -32,11 +32,15 @@ HOMES = {
         "set_base_model_state_dict",
         "set_peft_model_state_dict",
     ],
+    "core.defaults": ["TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING"],
     "weights": ["load_peft_weights"],
     "status": ["get_layer_status", "get_model_status"],
+    "integrations.training": ["cast_mixed_precision_params", "prepare_model_for_kbit_training", "shift_tokens_right"],
     "methods.lora.config": ["LoraConfig", "LoraRuntimeConfig"],
+    "methods.lora.convert": ["convert_to_lora", "save_as_lora"],
     "methods.lora.lora": ["LoraModel"],
     "methods.trainable_tokens": ["TrainableTokensConfig", "TrainableTokensModel"],
+    "prompts.prefix": ["PrefixEncoder", "PrefixTuningConfig"],
 }
 
 HOME_OF = {name: home for home, names in HOMES.items() for name in names}

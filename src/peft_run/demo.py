@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from peft_run.reviews import Review
     from peft_run.sentiment import SentimentTask
 
-STEPS, QUICK_STEPS = 240, 3
+STEPS, QUICK_STEPS = 180, 3
 QUICK_HELD_OUT = 32
 BATCH = 8
 LEARNING_RATE = 5e-4

@@ -154,6 +154,7 @@ class Adapter:
     renames: dict[str, str] = {}  # checkpoint spelling of a key ending, where it differs from the model's
     parallel = True  # several adapters on one layer: each acts on the pristine W (else on what the last one made)
     changes_input = False
+    follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
     fields: dict[str, Field] = {}
 
     def __init_subclass__(cls):
@@ -200,6 +201,10 @@ class Adapter:
 
     def output(self, x, y):
         return y
+
+    def beside(self, x, y, y0):
+        """`output` where other adapters act too: y0 is what the base layer alone returned, y what they made of it."""
+        return y + (self.output(x, y0) - y0) if self.parallel else self.output(x, y)
 
     def low_rank(self):
         return None

@@ -217,8 +217,7 @@ def set_peft_model_state_dict(
     """
     config = tuner_parts(model)[2][adapter_name]
     tensors = dict(peft_model_state_dict)
-    if config.is_prompt_learning:
-        model.load_prompt(adapter_name, tensors.pop("prompt_embeddings", None), ignore_mismatched_sizes)
+    prompt = tensors.pop("prompt_embeddings", None) if config.is_prompt_learning else None
     slots = {s.file_key: s for s in adapter_slots(model, adapter_name)}
     tensors = _without_alien_prefix(tensors, slots, tuner_parts(model)[0])
     extra = [k for k in tensors if k not in slots]
@@ -237,6 +236,8 @@ def set_peft_model_state_dict(
                 "ignore_mismatched_sizes=True to leave these at their initial values."
             )
         warnings.warn("Some weights were not loaded because their shapes differ:\n" + "\n".join(lines), stacklevel=2)
+    if config.is_prompt_learning:
+        model.load_prompt(adapter_name, prompt, ignore_mismatched_sizes)
     for key, slot in places.items():
         if key in tensors and key not in mismatched and slot.owner is not None:
             fill(slot, tensors[key], take=low_cpu_mem_usage)

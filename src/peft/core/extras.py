@@ -175,7 +175,7 @@ def tie_adapters(tuner, name, config, how):
                 stacklevel=5,
             )
         return
-    if not wants:
+    if not (wants or tuner.layer_cls.adapter_cls.follows_ties):
         warnings.warn(tie_warning("target_modules"), PeftWarning, stacklevel=5)
         return
     embedding, head = tied

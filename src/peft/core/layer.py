@@ -102,6 +102,12 @@ class AdapterLayer(nn.Module):
         """The base operation with canonical weight `W` and no bias."""
         return self.kind.op(self.get_base_layer(), x, W)
 
+    def pristine(self, x):
+        """What the base layer alone returns, also while merged."""
+        y = self.op(x, self.base_weight())
+        bias = self._undo[0][2] if self._undo else getattr(self.get_base_layer(), "bias", None)
+        return y if bias is None else y + self.kind.per_out(bias)
+
     # -- adapters ------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def add_adapter(self, name, config, key="", *, autocast=True, empty=False):
@@ -232,9 +238,12 @@ class AdapterLayer(nn.Module):
         if state.calls and state.enabled and (call := state.call()) is not None:
             return self._forward_call(call, x, *args, **kwargs)
         if self._undo or not state.enabled:
-            if self._undo and not state.enabled:
-                self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
+            if not state.enabled:
+                if self._undo:
+                    self.unmerge()
+            elif rest := [a for a in self.live() if a.name not in self.merged_adapters]:
+                return self.kind.call(self, rest, x, *args, **kwargs)
+            return self.kind.plain(self, x, *args, **kwargs)
         return self.kind.call(self, self.live(), x, *args, **kwargs)
 
     def _forward_call(self, call, x, *args, **kwargs):
@@ -245,7 +254,7 @@ class AdapterLayer(nn.Module):
         if isinstance(plan, str):
             return self.kind.call(self, [self.adapters[plan]], x, *args, **kwargs)
         if not plan.rows:
-            return self.base_layer(x, *args, **kwargs)
+            return self.kind.plain(self, x, *args, **kwargs)
         return self.kind.mixed(self, plan, x, *args, **kwargs)
 
     # -- merge ---------------------------------------------------------------------------------------------------
@@ -348,7 +357,7 @@ class AdapterLayer(nn.Module):
     def set_scale(self, adapter, scale):
         """Scale an adapter's update by `scale` times what it was made with."""
         if adapter in self.adapters and "scaling" in self.__dict__:
-            self.scaling[adapter] = float(scale * self.native_scaling(adapter))
+            self._rescale(adapter, scale * self.native_scaling(adapter))
 
     def scale_layer(self, scale):
         """Multiply the scaling of the active adapters."""
@@ -360,7 +369,14 @@ class AdapterLayer(nn.Module):
         """Undo `scale_layer(scale)`; None: back to the scaling that the adapters were made with."""
         for adapter in self.live() if "scaling" in self.__dict__ else ():
             name = adapter.name
-            self.scaling[name] = self.native_scaling(name) if scale is None else self.scaling[name] / scale
+            self._rescale(name, self.native_scaling(name) if scale is None else self.scaling[name] / scale)
+
+    def _rescale(self, name, value):
+        """A scaling made a tensor for hotswapping stays that tensor: a compiled model has it as an input."""
+        if isinstance(self.scaling[name], torch.Tensor):
+            self.scaling[name].fill_(value)
+        else:
+            self.scaling[name] = float(value)
 
     def supports_lora_conversion(self, adapter_name="default"):
         return False

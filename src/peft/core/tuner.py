@@ -196,6 +196,8 @@ class Tuner(nn.Module):
         for what, entries in (("target_modules", wanted), ("target_parameters", parameters)):
             for entry in entries.unused() if found or what == "target_parameters" else ():
                 names = [key for key, _, _ in match.walk(self.model)]
+                if any(f".{key}".endswith(f".{entry}") for key in names):
+                    continue  # it does, but so does a longer entry
                 warnings.warn(
                     f"{what} names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, names)}.",
                     PeftWarning,

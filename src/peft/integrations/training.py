@@ -32,13 +32,15 @@ def prepare_model_for_kbit_training(
             model.enable_input_require_grads()
         else:
             model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_(True))
-    known = "gradient_checkpointing_kwargs" in inspect.signature(model.gradient_checkpointing_enable).parameters
+    what = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # since transformers 5.24
+    enable, name = getattr(model, f"{what}_checkpointing_enable"), f"{what}_checkpointing_kwargs"
+    known = name in inspect.signature(enable).parameters
     if options and not known:
         warnings.warn(
             f"gradient_checkpointing_kwargs={options} is ignored: {type(model).__name__} does not take any.",
             stacklevel=2,
         )
-    model.gradient_checkpointing_enable(**({"gradient_checkpointing_kwargs": options} if known else {}))
+    enable(**({name: options} if known else {}))
     return model
 
 

@@ -49,7 +49,7 @@ def _check_not_fused(conversion, config):
         if hit:
             fused = conversion.target_patterns[0].rpartition(".")[2]
             raise ConfigError(
-                f"The adapter targets {hit!r}, one layer for each expert. This version of transformers keeps all experts "
-                f"in one parameter, {fused!r}, so the adapter does not fit the model. Train one with "
+                f"The adapter targets {hit!r}, one layer for each expert. transformers keeps them all in one "
+                f"parameter, {fused!r}, so the adapter does not fit the model. Train one with "
                 f"target_parameters=[{fused!r}], or load this one with transformers 4."
             )

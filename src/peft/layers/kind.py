@@ -62,9 +62,15 @@ class Kind:
             h = a.input(h)
         y = layer.base_layer(h if h is x else h.to(x.dtype), *args, **kwargs)
         y, dtype = layer.backend.guard(y), y.dtype
-        for a in active:
-            y = a.output(x, y)
+        merged = layer.merged
+        y0 = layer.pristine(x) if merged else y
+        for i, a in enumerate(active):
+            y = a.beside(x, y, y0) if i or merged else a.output(x, y)
         return y.to(dtype)
+
+    def plain(self, layer, x, *args, **kwargs):
+        """What the base layer alone makes of x."""
+        return layer.base_layer(x, *args, **kwargs)
 
     def mixed(self, layer, plan, x, *args, **kwargs):
         """Rows of one batch to different adapters. Right for every method whose input and output act row by row."""

@@ -32,7 +32,7 @@ class Linear(Kind):
 
     def call(self, layer, active, x, *args, **kwargs):
         """Adapters that are a pair of factors take the fused path; the others the general one."""
-        if args or kwargs or not active:
+        if args or kwargs or not active or layer.merged:
             return super().call(layer, active, x, *args, **kwargs)
         if len(active) == 1:
             f = active[0].low_rank()

@@ -12,13 +12,18 @@ from peft.layers.linear import linear
 _swap = threading.RLock()  # the module itself is changed for the time of a forward, so one thread at a time
 
 
+def _turn():
+    """A context in which no other thread changes a module, or runs one that is changed."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _swap
+
+
 @contextlib.contextmanager
 def adapted(layer, active):
     """While inside, the base module reads the adapted weight under its parameter's name."""
     base, kind = layer.get_base_layer(), layer.kind
     W = layer.backend.unpack(base, layer.backend.get(base, kind.param))
     new = kind.uncanon(layer.adapted_weight(active, kind.canon(W))).to(W.dtype)
-    with _swap:
+    with _turn():
         base.__dict__[kind.param] = new  # found before the parameter, which stays registered and untouched
         try:
             yield
@@ -69,8 +74,12 @@ class Weight(Kind):
 
     def call(self, layer, active, x, *args, **kwargs):
         if not active:
-            return layer.base_layer(x, *args, **kwargs)
+            return self.plain(layer, x, *args, **kwargs)
         with adapted(layer, active):
+            return layer.base_layer(x, *args, **kwargs)
+
+    def plain(self, layer, x, *args, **kwargs):
+        with _turn():
             return layer.base_layer(x, *args, **kwargs)
 
     def mixed(self, layer, plan, x, *args, **kwargs):
@@ -109,6 +118,6 @@ class MHA(Weight):
 
     def call(self, layer, active, x, *args, **kwargs):
         out = layer.get_base_layer().out_proj
-        inner = out.live()
+        inner = [out.adapters[a.name] for a in active if a.name in out.adapters]  # as this call has chosen
         with adapted(out, inner) if inner else contextlib.nullcontext():
             return super().call(layer, active, x, *args, **kwargs)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.config import PeftConfig
+from peft.core import match
 from peft.core.adapter import Derived, Param, Reweight, Val
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -25,12 +26,19 @@ class TrainableTokensConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "embedding layers"})
     init_weights: bool = field(default=True, metadata={"help": "start from the rows as they are, else at random"})
 
+    # What matching layers reads of every config, and this method does not have.
+    exclude_modules: ClassVar = None
+    modules_to_save: ClassVar = None
+    layers_to_transform: ClassVar = None
+    layers_pattern: ClassVar = None
+
 
 class TrainableTokens(Reweight):
     """W[token_indices] = delta, whatever the rest of W."""
 
     prefix = "trainable_tokens_"
     kinds = ("embedding", "linear")
+    follows_ties = True
 
     trainable_tokens_delta = Param()  # (tokens, dim)
     trainable_tokens_slot = Derived()  # (vocabulary,): a token's row in delta, or -1
@@ -58,6 +66,15 @@ class TrainableTokens(Reweight):
         else:
             nn.init.normal_(self.trainable_tokens_delta)
 
+    @classmethod
+    def tie(cls, layer, source, name, key):
+        """Let the head `layer`, tied to the embedding of `source`, train the very same rows. Files list them twice."""
+        twin, adapter = source.adapters[name], cls(layer, name, key)
+        layer._modules["trainable_tokens_delta"] = source._modules["trainable_tokens_delta"]
+        adapter.token_indices, adapter.frozen = twin.token_indices, twin.frozen
+        layer.adapters[name] = adapter
+        layer._changed()
+
     def output(self, x, y):
         rows = self.trainable_tokens_delta
         if self.kind.name == "linear":
@@ -80,6 +97,13 @@ class TrainableTokensLayer(AdapterLayer):
 
 class TrainableTokensModel(Tuner):
     layer_cls = TrainableTokensLayer
+
+    def prepare_config(self, config):
+        """No targets: the input embedding."""
+        if config.target_modules is None and hasattr(self.model, "get_input_embeddings"):
+            embedding = self.model.get_input_embeddings()
+            config.target_modules = next((key for key, _, m in match.walk(self.model) if m is embedding), None)
+        super().prepare_config(config)
 
 
 register("TRAINABLE_TOKENS", TrainableTokensConfig, tuner=TrainableTokensModel, prefix="trainable_tokens_", mixed=True)

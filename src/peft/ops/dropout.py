@@ -10,8 +10,10 @@ import torch
 
 def keep_mask(shape, p, device):
     """(mask, survivor scale): mask is integer 0/1 of `shape`, 0 with probability p."""
-    bits = 8 if abs(round(p * 256) / 256 - p) <= 0.02 * p else 16
+    bits = 8 if abs(round(p * 256) / 256 - p) <= 0.02 * min(p, 1 - p) else 16
     threshold = round(p * (1 << bits))
+    if threshold == 1 << bits:
+        return torch.zeros(shape, dtype=torch.uint8, device=device), 1.0
     count = 1
     for n in shape:
         count *= n

@@ -6,7 +6,7 @@ from peft.methods.lora.lora import LoraLayer
 
 
 class Linear(LoraLayer, metaclass=OfKind, kind="linear", config=LoraConfig):
-    """LoRA on nn.Linear or transformers' Conv1D: Linear(base_layer, adapter_name, config=..., r=..., lora_alpha=...)."""
+    """LoRA on nn.Linear or transformers' Conv1D: Linear(base_layer, adapter_name, config, r=..., lora_alpha=...)."""
 
 
 class Embedding(LoraLayer, metaclass=OfKind, kind="embedding", config=LoraConfig):

@@ -144,6 +144,11 @@ def _check_layer(parts, how):
                 f"combination_type={how.name!r} cannot prune adapter {a.name!r}, initialised by {a.mode!r}: its update "
                 f"is the difference of two products. Use {how.name}_svd, svd or cat."
             )
+        if how.name.endswith("svd") and getattr(a.base, "groups", 1) > 1:
+            raise AdapterError(
+                f"combination_type={how.name!r} needs the update of {a.key} as one matrix, but it is a convolution "
+                "with groups. Use cat."
+            )
     ranks = {a.effective_factors()[0].shape[0] for a, _ in parts}
     if how.on_factors and len(ranks) > 1:
         raise AdapterError(
@@ -160,7 +165,9 @@ def _combine(parts, how):
     biases = [getattr(a.lora_B, "bias", None) for a, _ in parts]
     bias = None
     if any(b is not None for b in biases):
-        bias = how.merge([pair[1].new_zeros(len(pair[1])) if b is None else b for b, pair in zip(biases, pairs)], scales)
+        bias = how.merge(
+            [pair[1].new_zeros(len(pair[1])) if b is None else b for b, pair in zip(biases, pairs)], scales
+        )
     if how.on_factors:
         roots = [math.sqrt(abs(s)) for s in scales]
         A = how.merge([A for A, _ in pairs], [math.copysign(r, s) for r, s in zip(roots, scales)])
@@ -221,9 +228,12 @@ def _config(tuner, adapters, how, made, sources):
         rank_pattern={},
         alpha_pattern={},
         use_rslora=False,
+        peft_version=None,  # this one's: an older version would scale some layers by two
         init_lora_weights=True,
         lora_bias=any(c.lora_bias for c in configs),
-        target_modules=_targets(configs) if same else {p[0][0].key for p in sources.values() if not p[0][0].layer.owned},
+        target_modules=_targets(configs)
+        if same
+        else {p[0][0].key for p in sources.values() if not p[0][0].layer.owned},
         modules_to_save=whole or None,
         trainable_token_indices=next((c.trainable_token_indices for c in configs if c.trainable_token_indices), None),
         ensure_weight_tying=any(c.ensure_weight_tying for c in configs),
@@ -244,7 +254,11 @@ def _fill(tuner, name, rank, made, sources):
     """Write the combined tensors into the new adapter."""
     for path, parts in sources.items():
         new = tuner.layers[path].adapters.get(name)
-        if new is None or (new.twin is None) != (path in made) or any((a.twin is None) != (path in made) for a, _ in parts):
+        if (
+            new is None
+            or (new.twin is None) != (path in made)
+            or any((a.twin is None) != (path in made) for a, _ in parts)
+        ):
             raise AdapterError(
                 f"These adapters cannot be combined: {parts[0][0].key} is tied to another layer in some of them only. "
                 "Load them all with the same ensure_weight_tying and target_modules."

@@ -17,9 +17,9 @@ from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
-
 # Up to this release, upstream added the update of an attention layer's out_proj twice; its adapters were trained so.
 DOUBLED_OUT_PROJ = Version("0.21.2")
+TINY = torch.finfo(torch.float32).tiny  # the norm of a row of zeros, which some models have: 0 / 0 would be NaN
 
 
 class DoraMagnitude(nn.Module):
@@ -44,18 +44,14 @@ class Lora(Additive):
     lora_start_A, lora_start_B = Derived(), Derived()  # (r, in), (out, r): the subtracted start of pissa and olora
     r, lora_alpha, scaling, use_rslora, use_dora, lora_bias = Val(), Val(), Val(), Val(), Val(), Val()
 
-    norms = (None, None)  # ((what it was computed from), row norms of W + s·BA)
+    norms = (None, (), None)  # (what it was computed from, the factors' values then, row norms of W + s·BA)
     base_norms = (None, None)
     twin = None  # the embedding's adapter whose factors this one, on the tied head, reads transposed
     mode = True
 
     # -- making --------------------------------------------------------------------------------------------------
     def build(self, c, where):
-        self.r = match.pattern_value(c.rank_pattern, self.key, c.r)
-        self.lora_alpha = match.pattern_value(c.alpha_pattern, self.key, c.lora_alpha)
-        self.scaling = float(c.scaling(self.r, self.lora_alpha))
-        if self.layer.owned and Version(c.peft_version or "0") <= DOUBLED_OUT_PROJ:
-            self.scaling *= 2
+        self.r, self.lora_alpha, self.scaling = self.scale_of(c)
         self.use_rslora, self.use_dora, self.lora_bias = c.use_rslora, c.use_dora, c.lora_bias
         self.mode = c.init_lora_weights
         self._check_layer(c)
@@ -69,6 +65,13 @@ class Lora(Additive):
         if c.use_dora:
             out = torch.empty(self.layer.shape[0], **where)
             self.lora_magnitude_vector = DoraMagnitude(out.reshape(self.kind.per_out(out).shape))
+
+    def scale_of(self, c):
+        """(r, lora_alpha, scaling) that a config gives this layer."""
+        r = match.pattern_value(c.rank_pattern, self.key, c.r)
+        alpha = match.pattern_value(c.alpha_pattern, self.key, c.lora_alpha)
+        doubled = self.layer.owned and Version(c.peft_version or "0") <= DOUBLED_OUT_PROJ
+        return r, alpha, float(c.scaling(r, alpha)) * (2 if doubled else 1)
 
     def _check_layer(self, c):
         if type(self.kind).__name__ == "Conv1D" and not c.fan_in_fan_out:
@@ -184,8 +187,8 @@ class Lora(Additive):
         return LowRank(A, B, self.layer.__dict__["scaling"][self.name], p, bias, scale)
 
     def output(self, x, y):
-        if self.kind.name == "linear":
-            return lowrank.add(self.base, y, x, self.low_rank())
+        if self.kind.name == "linear" and (f := self.low_rank()) is not None:
+            return lowrank.add(self.base, y, x, f)
         update = self._update(x)
         if self.lora_magnitude_vector is None:
             return y + update.to(y.dtype)
@@ -193,6 +196,9 @@ class Lora(Additive):
         bias = getattr(self.base, "bias", None)
         bias = 0 if bias is None else self.kind.per_out(bias)
         return (y - bias + update) * scale + bias
+
+    def beside(self, x, y, y0):
+        return self.output(x, y) if self.lora_magnitude_vector is None else super().beside(x, y, y0)
 
     def _update(self, x):
         """s·B(A(x)) where A and B are modules or lookups."""
@@ -203,27 +209,35 @@ class Lora(Additive):
         drop = self.lora_dropout
         x = x if drop is None else drop(x)
         if self.layer.cast_input_dtype_enabled and not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.lora_A.weight.dtype)
+            x = x.to(next(self.lora_A.parameters()).dtype)  # A may be wrapped by FSDP, and then has no weight
         return self.lora_B(self.lora_A(x)) * self.scaling
 
-    @torch.no_grad()
     def _row_norms(self):
-        """‖W + s·BA‖ of each row, float32, (out,). Kept until one of the tensors changes."""
-        A, B = self.effective_factors()
-        if torch.compiler.is_compiling():
-            return self._compute_norms(A, B, self.base_weight())
-        packed = self.layer.backend.get(self.base, self.kind.param) if not self.layer.merged else None
-        stamp = (_stamp(A), _stamp(B), _stamp(packed), self.scaling)
-        if self.norms[0] != stamp:
-            self.norms = (stamp, self._compute_norms(A, B, self.base_weight(), _stamp(packed)))
-        return self.norms[1]
+        """‖W + s·BA‖ of each row, float32, (out,). Kept between forwards without gradients until a tensor changes.
+
+        A forward with gradients computes it anew: optimizers may write through pointers, and no version counter moves.
+        """
+        learning = torch.is_grad_enabled()
+        with torch.no_grad():
+            if torch.compiler.is_compiling():
+                return self._compute_norms(*self.effective_factors(), self.base_weight())
+            factors = self.factors()
+            packed = self.layer.backend.get(self.base, self.kind.param) if not self.layer.merged else None
+            stamp = (*map(_stamp, factors), _stamp(packed), self.scaling)
+            kept, values, norms = self.norms
+            if learning or kept != stamp or not all(map(torch.equal, factors if values else (), values)):
+                norms = self._compute_norms(*self.effective_factors(), self.base_weight(), _stamp(packed))
+                values = [t.clone() for t in factors if t.device.type == "cpu"]  # elsewhere comparing costs a wait
+                self.norms = (None, (), None) if learning else (stamp, values, norms)
+            return norms
 
     def _compute_norms(self, A, B, W, base_stamp=None):
         if W.ndim > 2:
-            return (W.float() + self.kind.factor_delta(A.float(), B.float()) * self.scaling).flatten(1).norm(dim=1)
+            V = W.float() + self.kind.factor_delta(A.float(), B.float()) * self.scaling
+            return V.flatten(1).norm(dim=1).clamp(min=TINY)
         if base_stamp is None or self.base_norms[0] != base_stamp:
             self.base_norms = (base_stamp, W.float().square().sum(1))
-        return lowrank.frobenius_rows(W, A, B, self.scaling, self.base_norms[1])
+        return lowrank.frobenius_rows(W, A, B, self.scaling, self.base_norms[1]).clamp(min=TINY)
 
     # -- merging -------------------------------------------------------------------------------------------------
     def delta(self, W):
@@ -237,7 +251,7 @@ class Lora(Additive):
             V = W + self.delta_weight().to(W.dtype)
         if self.lora_magnitude_vector is None:
             return V
-        scale = self.lora_magnitude_vector.weight.flatten() / V.flatten(1).norm(dim=1)
+        scale = self.lora_magnitude_vector.weight.flatten() / V.flatten(1).norm(dim=1).clamp(min=TINY)
         return V * scale.view(-1, *[1] * (V.ndim - 1)).to(V.dtype)
 
     def merged_bias(self, b, W):
@@ -316,11 +330,11 @@ class LoraModel(Tuner):
         self._collect()
         return [layer for layer in self.layers.values() if name in layer.adapters]
 
-    def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", **options):
+    def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", *args, **options):
         """Combine adapters into a new one; see `peft.methods.lora.combine.add_weighted_adapter`."""
         from peft.methods.lora.combine import add_weighted_adapter
 
-        return add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, **options)
+        return add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, *args, **options)
 
 
 register("LORA", LoraConfig, tuner=LoraModel, prefix="lora_", mixed=True)

@@ -1,0 +1,289 @@
+"""The table that the laws run over: one line adds a method, an option or a layer kind.
+
+`oracle` files a float64 weight of the base under what the adapter's saved tensors say it should become; it is written
+from the papers' formulas and shares no code with the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import models
+import torch
+from models import WIDTH, noise
+from torch import nn
+
+import peft
+
+
+class Wrap(nn.Module):
+    """One layer called `layer`, and a linear head that keeps its output's gradients apart."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return torch.tanh(self.layer(x))
+
+
+def conv1d_transposed() -> nn.Module:
+    """transformers' Conv1D, whose weight is stored (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return Wrap(Conv1D(12, WIDTH))
+
+
+IDS = torch.tensor([[0, 3, 7, 19], [5, 5, 1, 2], [9, 18, 0, 3]])
+IMAGE = noise((3, 4, 6, 5), 7)
+BASES: dict[str, tuple[Any, torch.Tensor]] = {
+    "mlp": (models.Mlp, noise((6, WIDTH), 7)),
+    "sequence": (models.Mlp, noise((3, 5, WIDTH), 7)),
+    "no_bias": (lambda: Wrap(nn.Linear(WIDTH, 12, bias=False)), noise((6, WIDTH), 7)),
+    "transposed": (conv1d_transposed, noise((3, 5, WIDTH), 7)),
+    "conv1": (lambda: Wrap(nn.Conv1d(4, 6, 3, padding=1)), noise((3, 4, 8), 7)),
+    "conv2": (lambda: Wrap(nn.Conv2d(4, 6, 3, padding=1, stride=2)), IMAGE),
+    "conv3": (lambda: Wrap(nn.Conv3d(2, 3, (1, 3, 3), padding=(0, 1, 1))), noise((3, 2, 2, 4, 5), 7)),
+    "grouped": (lambda: Wrap(nn.Conv2d(4, 8, 3, padding=1, groups=2)), IMAGE),
+    "dilated": (lambda: Wrap(nn.Conv2d(4, 6, 3, padding=2, dilation=2)), IMAGE),
+    "reflect": (lambda: Wrap(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")), IMAGE),
+    "circular": (lambda: Wrap(nn.Conv1d(4, 6, 5, padding=2, padding_mode="circular")), noise((3, 4, 8), 7)),
+    "same": (lambda: Wrap(nn.Conv2d(4, 6, (4, 3), padding="same")), IMAGE),
+    "embedded": (models.Embedded, IDS),
+    "attention": (models.Attention, noise((3, 5, WIDTH), 7)),
+    "parameters": (models.Parameters, noise((6, WIDTH), 7)),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One config on one base. `config`: arguments of the method's config class."""
+
+    name: str
+    base: str
+    config: dict[str, Any]
+    method: str = "LORA"
+    identity: float | None = 0.0  # how far from the base it may be at first; None: it must differ
+    merges: bool = True
+    rows: bool = True  # a mixed batch is possible; else it is one uniform ValueError
+    tolerance: float = 2e-6  # merged against unmerged, relative to the largest output, float32
+    frozen: tuple[str, ...] = ()  # fields that are saved but not trained
+    compiles: str = ""  # why it does not compile into one graph; "": it does
+    half: bool = True  # runs in bfloat16 on CPU
+    tags: frozenset[str] = field(default_factory=frozenset)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def make_config(self, **changes: Any) -> Any:
+        """A fresh config."""
+        cls = {"LORA": peft.LoraConfig, "TRAINABLE_TOKENS": peft.TrainableTokensConfig}[self.method]
+        return cls(**{**self.config, **changes})
+
+    def make_base(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The base model, the same at each call."""
+        return models.fill(BASES[self.base][0]()).to(dtype)
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Its input."""
+        x = BASES[self.base][1]
+        return x.to(dtype, copy=True) if x.is_floating_point() else x
+
+
+def lora(name: str, base: str, target: Any, **options: Any) -> Example:
+    """A LoRA example; options that are fields of `Example` are taken as such."""
+    about = {k: options.pop(k) for k in ("identity", "merges", "rows", "tolerance", "frozen", "compiles") if k in options}
+    return Example(name, base, {"r": 4, "lora_alpha": 6, "target_modules": target, **options}, **about)
+
+
+LAYER, BOTH = ["layer"], ["lin0", "lin1"]
+NEAR = {"identity": 1e-5}
+EXAMPLES = [
+    lora("linear", "mlp", BOTH),
+    lora("linear_3d_input", "sequence", BOTH),
+    lora("linear_no_bias", "no_bias", LAYER),
+    lora("rslora", "mlp", BOTH, use_rslora=True),
+    lora("ranks", "mlp", BOTH, rank_pattern={"lin0": 2}, alpha_pattern={"lin1": 3}),
+    lora("dora", "mlp", BOTH, use_dora=True, **NEAR),
+    lora("dora_no_bias", "no_bias", LAYER, use_dora=True, **NEAR),
+    lora("lora_bias", "mlp", BOTH, lora_bias=True),
+    lora("lora_bias_no_bias", "no_bias", LAYER, lora_bias=True),
+    lora("dropout", "mlp", BOTH, lora_dropout=0.2),
+    lora("dora_dropout", "mlp", BOTH, lora_dropout=0.2, use_dora=True, **NEAR),
+    lora("gaussian", "mlp", BOTH, init_lora_weights="gaussian"),
+    lora("orthogonal", "mlp", BOTH, init_lora_weights="orthogonal", **NEAR),
+    lora("pissa", "mlp", BOTH, init_lora_weights="pissa", **NEAR),
+    lora("pissa_niter", "mlp", BOTH, init_lora_weights="pissa_niter_4", **NEAR),
+    lora("pissa_dora", "mlp", BOTH, init_lora_weights="pissa", use_dora=True, **NEAR),
+    lora("olora", "mlp", BOTH, init_lora_weights="olora", **NEAR),
+    lora("mica", "mlp", BOTH, init_lora_weights="mica", frozen=("lora_B",)),
+    lora("random", "mlp", BOTH, init_lora_weights=False, identity=None),
+    lora("transposed", "transposed", LAYER, fan_in_fan_out=True),
+    lora("transposed_dora", "transposed", LAYER, fan_in_fan_out=True, use_dora=True, **NEAR),
+    lora("transposed_pissa", "transposed", LAYER, fan_in_fan_out=True, init_lora_weights="pissa", **NEAR),
+    lora("transposed_dropout", "transposed", LAYER, fan_in_fan_out=True, lora_dropout=0.2),
+    lora("conv1", "conv1", LAYER),
+    lora("conv2", "conv2", LAYER),
+    lora("conv3", "conv3", LAYER),
+    lora("conv_grouped", "grouped", LAYER, merges=False),
+    lora("conv_dilated", "dilated", LAYER),
+    lora("conv_reflect", "reflect", LAYER),
+    lora("conv_circular", "circular", LAYER),
+    lora("conv_same", "same", LAYER),
+    lora("conv_dora", "conv2", LAYER, use_dora=True, **NEAR),
+    lora("conv1_dora", "conv1", LAYER, use_dora=True, **NEAR),
+    lora("conv_bias", "conv2", LAYER, lora_bias=True),
+    lora("conv_dropout", "conv2", LAYER, lora_dropout=0.2),
+    lora("embedding", "embedded", ["emb"]),
+    lora("embedding_and_head", "embedded", ["emb", "lin"]),
+    lora("embedding_dora", "embedded", ["emb"], use_dora=True, **NEAR),
+    lora("embedding_random", "embedded", ["emb"], init_lora_weights=False, identity=None),
+    lora("attention", "attention", ["mha", "head"], rows=False),
+    lora("parameter_2d", "parameters", [], target_parameters=["matrix.weight"], rows=False),
+    lora("parameter_3d", "parameters", [], target_parameters=["experts.w1"], rows=False),
+    lora("parameters_3d", "parameters", ["lin"], target_parameters=["experts.w1", "experts.w2"], rows=False),
+    lora("saved_head", "mlp", ["lin0"], modules_to_save=["lin1"]),
+    lora("tokens_beside", "embedded", ["lin"], trainable_token_indices={"emb": [3, 5, 19]}),
+    Example("tokens", "embedded", {"target_modules": ["emb"], "token_indices": [3, 5, 19]}, "TRAINABLE_TOKENS"),
+]
+BY_NAME = {e.name: e for e in EXAMPLES}
+SOME = [BY_NAME[n] for n in ("linear", "dora", "pissa", "conv2", "embedding", "attention", "parameters_3d", "tokens")]
+
+
+def quiet(function: Any) -> Any:
+    """The function, without the package's warnings: they have tests of their own."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return call
+
+
+@torch.no_grad()
+def train_a_little(model: nn.Module, name: str = "default", seed: int = 1000) -> None:
+    """Move all trained tensors of one adapter away from their start, whether it is active or not."""
+    for i, slot in enumerate(peft_slots(model, name)):
+        step = noise(slot.tensor.shape, seed + i) * (0.2 if slot.tensor.ndim > 1 else 0.1)
+        slot.tensor.add_(step.to(slot.tensor.dtype))
+
+
+def peft_slots(model: nn.Module, name: str) -> list:
+    """What a file holds of an adapter, as places in the model."""
+    from peft.core.checkpoint import adapter_slots
+
+    return adapter_slots(model, name)
+
+
+@quiet
+def wrapped(example: Example, dtype: torch.dtype = torch.float32, trained: bool = True, **changes: Any) -> Any:
+    """The base with the example's adapter, in eval mode."""
+    torch.manual_seed(0)
+    model = peft.get_peft_model(example.make_base(dtype), example.make_config(**changes))
+    if trained:
+        train_a_little(model)
+    return model.eval()
+
+
+@quiet
+def with_second(example: Example, dtype: torch.dtype = torch.float32) -> Any:
+    """The base with two adapters, "default" and "second"; the first is active."""
+    model = wrapped(example, dtype)
+    model.add_adapter("second", example.make_config())
+    train_a_little(model, "second", 5000)
+    return model.eval()
+
+
+def gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference, relative to the largest wanted value."""
+    scale = wanted.double().abs().max().clamp(min=1e-3)
+    return float((found.double() - wanted.double()).abs().max() / scale)
+
+
+def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the base model's tensors under their names without adapters."""
+    from peft.core.checkpoint import get_base_model_state_dict
+
+    return {k: v.clone() for k, v in get_base_model_state_dict(model).items()}
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two dicts hold the same keys and bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+# -- the oracle --------------------------------------------------------------------------------------------------
+def oracle(example: Example, model: nn.Module, names: tuple[str, ...] = ("default",)) -> nn.Module:
+    """A float64 base model with the adapters' effect written into its weights."""
+    base = example.make_base(torch.float32).double()
+    weights = {k: v.double() for k, v in example.make_base(torch.float32).state_dict().items()}
+    state = {k: v.clone() for k, v in weights.items()}
+    if example.name == "lora_bias_no_bias":  # merging gives the layer a bias
+        base.layer.bias = nn.Parameter(torch.zeros(12, dtype=torch.float64))
+        state["layer.bias"] = torch.zeros(12, dtype=torch.float64)
+    for name in names:
+        _add(example, model.peft_config[name], peft.get_peft_model_state_dict(model, adapter_name=name), weights, state)
+    base.load_state_dict(state)
+    return base.eval()
+
+
+def _add(example: Example, config: Any, tensors: dict[str, torch.Tensor], weights: dict, state: dict) -> None:
+    tensors = {k.removeprefix("base_model.model."): v.double() for k, v in tensors.items()}
+    if example.method == "TRAINABLE_TOKENS":
+        state["emb.weight"][config.token_indices] = tensors["emb.trainable_tokens_delta"]
+        return
+    for key in [k for k in tensors if k.endswith(("lora_A.weight", "lora_embedding_A"))]:
+        path, embedding = key.rpartition(".lora_")[0], key.endswith("lora_embedding_A")
+        A = tensors[key]
+        B = tensors[key.replace("_A", "_B")]
+        target, weight_of = _weight_for(example, path, weights, tensors)
+        r = config.rank_pattern.get(path, config.r)
+        s = config.alpha_pattern.get(path, config.lora_alpha) / (r**0.5 if config.use_rslora else r)
+        W = weight_of(weights[target])
+        delta = s * _product(A, B, W)
+        if config.init_lora_weights in ("pissa", "pissa_niter_4", "olora"):
+            from peft.methods.lora.inits import subtracted
+
+            A0, B0 = subtracted(config.init_lora_weights, W.float(), r, s)  # its values are arbitrary, its use is not
+            delta = delta - s * B0.double() @ A0.double()
+        new = W + delta
+        if config.use_dora:
+            m = tensors[f"{path}.lora_magnitude_vector"].flatten()
+            norm = new.flatten(1).norm(dim=1)
+            new = new * (m / norm).reshape(-1, *[1] * (new.ndim - 1))
+        transposed = embedding or example.base == "transposed"
+        state[target] = state[target] + ((new - W).T if transposed else new - W)
+        if config.lora_bias and f"{path}.bias" in state:
+            state[f"{path}.bias"] = state[f"{path}.bias"] + s * tensors[f"{path}.lora_B.bias"]
+    for key, value in tensors.items():
+        if "lora_" not in key and "token_adapter" not in key and key in state:
+            state[key] = value
+        if key.endswith("token_adapter.trainable_tokens_delta"):
+            state["emb.weight"][config.trainable_token_indices["emb"]] = value
+
+
+def _weight_for(example: Example, path: str, weights: dict, tensors: dict) -> tuple[str, Any]:
+    """The base tensor that the adapter at `path` changes, and how to read it as (out, in, ...)."""
+    if example.base == "transposed" or f"{path}.lora_embedding_A" in tensors:
+        return f"{path}.weight", lambda W: W.T
+    if example.base == "attention" and path.startswith("mha"):
+        return ("mha.in_proj_weight" if path == "mha" else "mha.out_proj.weight"), lambda W: W
+    if example.base == "parameters" and path.startswith("experts"):
+        wanted = [p.rpartition(".")[2] for p in example.config["target_parameters"]]
+        return f"experts.{wanted[-1] if path == 'experts' else wanted[0]}", lambda W: W
+    return f"{path}.weight", lambda W: W
+
+
+def _product(A: torch.Tensor, B: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    if W.ndim == 3 and A.ndim == 2:  # experts: A stacks them, B interleaves them
+        E = W.shape[0]
+        r = A.shape[0] // E
+        return torch.stack([B[:, e::E] @ A[e * r : (e + 1) * r] for e in range(E)])
+    if A.ndim > 2:
+        return torch.einsum("or,r...->o...", B.flatten(1), A)
+    return B @ A
