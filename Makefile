@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/peft demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(ARGS)
 
 # torch on its own and first: its exact version decides what everything after it may be.
 $(VENV)/.torch: constraints.txt

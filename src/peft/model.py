@@ -165,7 +165,7 @@ class PeftModel(nn.Module):
         for this call and this thread alone. Inference only.
         """
         if adapter_names is None and not self._is_prompt_learning:
-            self.base_model.state.replay = None
+            self.base_model.state.forget_replay()
             return self.base_model(*args, **kwargs)
         if self._is_prompt_learning:
             return self._prompt_forward(*args, adapter_names=adapter_names, **kwargs)
@@ -177,7 +177,7 @@ class PeftModel(nn.Module):
         if self._is_prompt_learning:
             return self._prompt_generate(*args, adapter_names=adapter_names, **kwargs)
         if adapter_names is None:
-            self.base_model.state.replay = None
+            self.base_model.state.forget_replay()
             return self.get_base_model().generate(*args, **kwargs)
         with self._choosing(adapter_names, args, kwargs):
             return self.get_base_model().generate(*args, **kwargs)
@@ -551,7 +551,16 @@ class PeftModel(nn.Module):
 
 def is_checkpointing(model):
     """Whether some part of a model recomputes its activations (transformers' flag)."""
-    return any(m.__dict__.get("gradient_checkpointing", False) for m in model.modules())
+    stack = [model]
+    while stack:
+        module = stack.pop()
+        if module.__dict__.get("gradient_checkpointing", False):
+            return True
+        if isinstance(module, AdapterLayer):
+            stack.append(module._modules["base_layer"])
+        else:  # a copy: another thread may be loading an adapter
+            stack += [m for m in list(module._modules.values()) if m is not None]
+    return False
 
 
 def _batch_size(args, kwargs):

@@ -25,8 +25,8 @@ a_name, a_rank = st.sampled_from(NAMES), st.integers(1, 4)
 TARGETS = st.sampled_from([("lin0",), ("lin1",), ("lin0", "lin1")])
 
 
-def config(rank, alpha, targets, rslora):
-    return peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), use_rslora=rslora)
+def config(rank, alpha, layers, rslora):
+    return peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers), use_rslora=rslora)
 
 
 class Machine(RuleBasedStateMachine):
@@ -47,12 +47,12 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- the oracle's part -------------------------------------------------------------------------------------
-    def fill(self, name, rank, alpha, targets, rslora):
+    def fill(self, name, rank, alpha, layers, rslora):
         """Give an adapter values that only this machine chooses."""
         self.seed += 1
         scale = alpha / (rank**0.5 if rslora else rank)
         self.deltas[name] = {}
-        for layer in targets:
+        for layer in layers:
             out, inp = self.weights[layer].shape
             A, B = models.noise((rank, inp), self.seed * 10) * 0.5, models.noise((out, rank), self.seed * 10 + 1) * 0.5
             self.deltas[name][layer] = scale * B.double() @ A.double()
@@ -75,23 +75,23 @@ class Machine(RuleBasedStateMachine):
         h = torch.tanh(X.double() @ weights["lin0"].T + self.plain.lin0.bias.double())
         return h @ weights["lin1"].T + self.plain.lin1.bias.double()
 
-    def start(self, name, rank, alpha, targets, rslora):
-        self.model = peft.get_peft_model(self.base, config(rank, alpha, targets, rslora), adapter_name=name).eval()
+    def start(self, name, rank, alpha, layers, rslora):
+        self.model = peft.get_peft_model(self.base, config(rank, alpha, layers, rslora), adapter_name=name).eval()
         self.deltas, self.active, self.enabled, self.merged = {}, [name], True, []
         self.trained = {name: True}
-        self.fill(name, rank, alpha, targets, rslora)
+        self.fill(name, rank, alpha, layers, rslora)
 
     # -- operations --------------------------------------------------------------------------------------------
-    @rule(name=a_name, rank=a_rank, alpha=a_rank, targets=TARGETS, rslora=st.booleans())
-    def add(self, name, rank, alpha, targets, rslora):
-        chosen = config(rank, alpha, targets, rslora)
+    @rule(name=a_name, rank=a_rank, alpha=a_rank, layers=TARGETS, rslora=st.booleans())
+    def add(self, name, rank, alpha, layers, rslora):
+        chosen = config(rank, alpha, layers, rslora)
         if name in self.deltas:
             with pytest.raises(ValueError, match="already exists"):
                 self.model.add_adapter(name, chosen)
             return
         self.model.add_adapter(name, chosen)
         self.trained[name] = True
-        self.fill(name, rank, alpha, targets, rslora)
+        self.fill(name, rank, alpha, layers, rslora)
 
     @rule(name=a_name)
     def delete(self, name):
@@ -188,13 +188,13 @@ class Machine(RuleBasedStateMachine):
         self.model = copy.deepcopy(self.model)
         self.base = self.model.get_base_model()
 
-    @rule(rank=a_rank, targets=TARGETS)
-    def unload(self, rank, targets):
+    @rule(rank=a_rank, layers=TARGETS)
+    def unload(self, rank, layers):
         base = self.model.unload()
         assert torch.equal(base(X), self.plain(X))
         assert [type(m) for m in base.modules()] == [type(m) for m in self.plain.modules()]
         self.base = base
-        self.start("c", rank, 2, targets, False)
+        self.start("c", rank, 2, layers, False)
 
     @precondition(lambda self: self.deltas and not self.merged)
     @rule(data=st.data())

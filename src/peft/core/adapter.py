@@ -156,9 +156,11 @@ class Adapter:
     changes_input = False
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
     fields: dict[str, Field] = {}
+    trained_fields: list[tuple[str, str]] = []  # (name, name of the dict inside the container)
 
     def __init_subclass__(cls):
         cls.fields = {**cls.fields, **{k: f for k, f in vars(cls).items() if isinstance(f, Field)}}
+        cls.trained_fields = [(k, f.entries) for k, f in cls.fields.items() if f.trainable]
         cls.changes_input = cls.input is not Adapter.input
 
     def __init__(self, layer, name, key=""):
@@ -228,13 +230,16 @@ class Adapter:
     def parameters(self, frozen=False):
         """The trained tensors of this adapter (with frozen=True also those that stay frozen)."""
         skip = () if frozen else self.frozen_fields()
-        for name, field in self.fields.items():
-            if field.trainable and name not in skip and (value := field.__get__(self)) is not None:
-                if isinstance(value, torch.Tensor):
-                    yield value
-                else:  # not value.parameters(): its bookkeeping costs more than the rest of adding an adapter
-                    for module in value.modules() if value._modules else (value,):
-                        yield from (p for p in module._parameters.values() if p is not None)
+        containers = self.layer._modules
+        for name, entries in self.trained_fields:  # plain dict look-ups: decoding asks this of every layer and token
+            if name not in containers or name in skip:
+                continue
+            value = getattr(containers[name], entries).get(self.name)
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif value is not None:
+                for module in value.modules() if value._modules else (value,):
+                    yield from (p for p in module._parameters.values() if p is not None)
 
     def set_trainable(self, trainable):
         self.trainable = trainable

@@ -43,6 +43,7 @@ class AdapterLayer(nn.Module):
             backend=quant.find(base),
             state=AdapterState() if state is None else state,
             adapters={},
+            folded=None,  # the weight that decoding uses, see ops/folded.py
             banks={},  # stacked factors for mixed batches, by tuple of adapters
             owned=False,  # True: another wrapper made this one and takes it away
             _live=(None, ()),  # (active tuple it was made for, the adapters of it that this layer has)
@@ -179,6 +180,7 @@ class AdapterLayer(nn.Module):
         self._live = (None, ())
         self._present = tuple(self.adapters)
         self.banks.clear()
+        self.folded = None
 
     def live(self):
         """The adapters that act in a forward without adapter_names, in order."""

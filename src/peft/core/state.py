@@ -9,19 +9,23 @@ class AdapterState:
 
     active    names of the adapters that act, in order; a new tuple object at each change
     enabled   False: all layers compute what the base model would
-    calls     {thread id: Call}, the arguments of forwards now running that choose adapters for themselves
+    calls     {thread id: Call}, the arguments of forwards now running that choose adapters for themselves; under None
+              the last such call, for checkpointing that recomputes it after its forward has ended
     """
 
     def __init__(self, active=(), enabled=True):
         self.active = tuple(active)
         self.enabled = enabled
         self.calls = {}
-        self.replay = None  # the last such call, for checkpointing that recomputes it after its forward has ended
         self.strays = []  # layers that were switched one by one and so left this record
 
     def call(self):
         """The arguments of the forward that this thread is in, or None."""
-        return self.calls.get(threading.get_ident(), self.replay)
+        return self.calls.get(threading.get_ident()) or self.calls.get(None)
+
+    def forget_replay(self):
+        """A forward that chooses nothing begins: no earlier call is to be recomputed."""
+        self.calls.pop(None, None)
 
     @contextlib.contextmanager
     def during(self, call, replay=False):
@@ -29,7 +33,10 @@ class AdapterState:
         me = threading.get_ident()
         before = self.calls.get(me)
         self.calls[me] = call
-        self.replay = call if replay else None
+        if replay:
+            self.calls[None] = call
+        else:
+            self.forget_replay()
         try:
             yield
         finally:
@@ -39,7 +46,7 @@ class AdapterState:
                 self.calls[me] = before
 
     def __getstate__(self):
-        return {**self.__dict__, "calls": {}, "replay": None}
+        return {**self.__dict__, "calls": {}}
 
 
 class Stray(AdapterState):

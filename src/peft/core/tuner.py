@@ -211,16 +211,16 @@ class Tuner(nn.Module):
             )
 
     def _collect(self):
-        """Rebuild the registry from the module tree."""
+        """Rebuild the registry from the module tree. New dicts: forwards in other threads may be reading the old ones."""
         self._stale = False
-        self.layers.clear()
-        self.extras.clear()
+        layers, extras = {}, {}
         for _, path, module in match.walk(self.model):
             while isinstance(module, AdapterLayer):
-                self.layers[path] = module
+                layers[path] = module
                 module, path = module._modules["base_layer"], f"{path}.base_layer"
             if isinstance(module, AuxiliaryTrainingWrapper):
-                self.extras[path] = module
+                extras[path] = module
+        self.layers, self.extras = layers, extras
 
     def _train_biases(self):
         for name in self.state.active:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.layers.kind import Kind, bare
-from peft.ops import banks, lowrank
+from peft.ops import banks, folded, lowrank
 
 
 class Linear(Kind):
@@ -34,6 +34,8 @@ class Linear(Kind):
         """Adapters that are a pair of factors take the fused path; the others the general one."""
         if args or kwargs or not active or layer.merged:
             return super().call(layer, active, x, *args, **kwargs)
+        if not torch.is_grad_enabled() and (y := folded.output(layer, active, x)) is not None:
+            return y
         if len(active) == 1:
             f = active[0].low_rank()
             if f is not None:

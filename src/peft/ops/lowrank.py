@@ -82,17 +82,20 @@ def add(base, y, x, f):
 
 
 def fusable(base, x, f):
-    """Whether calling `base` can be replaced by its bare matrix product."""
+    """Whether the low-rank part can be fused into the product of `base`."""
+    return transparent(base, x) and type(f.s) is float and not (_exact and f.A.dtype != x.dtype)
+
+
+def transparent(base, x):
+    """Whether calling `base` on x is nothing but its matrix product, so that it need not be called."""
     if type(base) is not nn.Linear or torch.compiler.is_compiling():
         return False
-    W = base.weight
+    W = base._parameters["weight"]
     return (
         type(W) is nn.Parameter
         and not W.requires_grad
         and x.dtype == W.dtype
         and type(x) in (torch.Tensor, nn.Parameter)
-        and type(f.s) is float
-        and not (_exact and f.A.dtype != x.dtype)
         and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
         and "forward" not in base.__dict__  # accelerate and others replace it
         and not torch.is_autocast_enabled(x.device.type)
