@@ -26,11 +26,11 @@ def commit_files(folder, files):
     the bytes needed where the disk refuses.
     """
     folder = os.fspath(folder)
-    os.makedirs(folder, exist_ok=True)
-    settle(folder)
-    _drop_abandoned(folder)
     staging = os.path.join(folder, f"{STAGING}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
+        os.makedirs(folder, exist_ok=True)
+        settle(folder)
+        _drop_abandoned(folder)
         os.mkdir(staging)
         for name, content in files.items():
             path = os.path.join(staging, name)
@@ -55,7 +55,16 @@ def commit_files(folder, files):
         raise CheckpointError(
             f"Saving to {folder} failed: {error}. It needs {size:,} free bytes; what was there before is unchanged."
         ) from error
-    settle(folder)
+    try:
+        try:
+            settle(folder)
+        except OSError:
+            settle(folder)  # the save has happened and only renames are left: worth a second try
+    except OSError as error:
+        raise CheckpointError(
+            f"What was saved to {folder} is whole but could not be moved into place: {error}. The next load or save of "
+            "this folder does so; programs other than this one may see old files until then."
+        ) from error
     _flush_folder(folder)
 
 
