@@ -332,7 +332,7 @@ class PeftModel(nn.Module):
         return prompt_model.generate(self, *args, **kwargs)
 
     def get_prompt(self, batch_size, task_ids=None, max_cache_len=None):
-        """The active prompt for a batch: embeddings, or a cache of keys and values (it grows; max_cache_len is unused)."""
+        """The active prompt for a batch: embeddings, or a cache that begins with it. The cache grows as needed."""
         from peft.prompts import prompt_model
 
         return prompt_model.get_prompt(self, batch_size, task_ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -28,6 +27,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = top_parser()
     chosen = parser.parse_args(argv)
+    if chosen.version:
+        import peft  # only now: it loads torch
+
+        print(f"peft {peft.__version__}")
+        return 0
     if chosen.command is None:
         parser.print_help()
         return 0
@@ -49,7 +53,7 @@ def top_parser() -> argparse.ArgumentParser:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"peft {importlib.metadata.version('peft')}")
+    parser.add_argument("--version", action="store_true", help="show the version of peft and exit")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
-# Adapters stay float32 and are converted at every layer: a smaller gain of the products is eaten up by that.
+# Adapters stay float32 and are converted at every layer, which takes a part of the gain back.
 WORTHWHILE = 1.5
 
 

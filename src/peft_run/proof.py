@@ -30,8 +30,8 @@ class Proof(NamedTuple):
 def prove(trained: PeftModel, base: PreTrainedModel, adapter: Path, prompts: Sequence[list[int]]) -> Proof:
     """`base` must be fresh and in float32. `trained` is turned into float32 and stays so.
 
-    In bfloat16 a merged weight is rounded to 8 bits, which shifts logits by about 0.1 whatever the library does: that
-    would prove nothing. The weights of the base are bfloat16 numbers, so float32 holds exactly those it trained on.
+    In bfloat16 a merged weight is rounded to 8 bits, whatever the library does: a difference would prove nothing. The
+    weights of the base are bfloat16 numbers, so float32 holds exactly those it was trained on.
     """
     from peft import PeftModel
 

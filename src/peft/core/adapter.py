@@ -227,19 +227,31 @@ class Adapter:
         return ()
 
     # -- state ---------------------------------------------------------------------------------------------------
+    def places(self):
+        """(slots, name, value, owner, key, tensor) of each parameter: slots[name] is this adapter's entry, owner[key]
+        the tensor in it."""
+        containers = self.layer._modules
+        for field, entries in self.trained_fields:
+            if field not in containers:
+                continue
+            slots = getattr(containers[field], entries)
+            value = slots.get(self.name)
+            if isinstance(value, torch.Tensor):
+                yield slots, self.name, value, slots, self.name, value
+            elif value is not None:
+                for module in value.modules() if value._modules else (value,):
+                    for key, p in module._parameters.items():
+                        if p is not None:
+                            yield slots, self.name, value, module._parameters, key, p
+
     def parameters(self, frozen=False):
         """The trained tensors of this adapter (with frozen=True also those that stay frozen)."""
         skip = () if frozen else self.frozen_fields()
-        containers = self.layer._modules
-        for name, entries in self.trained_fields:  # plain dict look-ups: decoding asks this of every layer and token
-            if name not in containers or name in skip:
-                continue
-            value = getattr(containers[name], entries).get(self.name)
-            if isinstance(value, torch.Tensor):
-                yield value
-            elif value is not None:
-                for module in value.modules() if value._modules else (value,):
-                    yield from (p for p in module._parameters.values() if p is not None)
+        skipped = [getattr(self.layer._modules.get(f), "_modules", None) for f in skip]
+        skipped += [getattr(self.layer._modules.get(f), "_parameters", None) for f in skip]
+        for slots, *_, tensor in self.places():
+            if not any(slots is s for s in skipped):
+                yield tensor
 
     def set_trainable(self, trainable):
         self.trainable = trainable

@@ -2,43 +2,35 @@
 
 import torch
 
+from peft.ops.sources import Sources
+
 
 class Bank:
     """A (adapters, in, r) and s·B (adapters, r, out) of one layer for one tuple of adapters, short ranks zero-padded."""
 
-    def __init__(self, adapters, factors, dtype):
+    def __init__(self, layer, adapters, factors, dtype):
         rank = max(f.A.shape[0] for f in factors)
-        self.sources = [p for a in adapters for p in a.parameters(frozen=True)]
-        self.stamp = _stamp(self.sources)
+        scaling = layer.__dict__.get("scaling", {})
+        self.sources = Sources([p for a in adapters for p in a.places()], [(scaling, a.name) for a in adapters])
         self.A = torch.stack([_padded(f.A.to(dtype), rank, 0) for f in factors]).transpose(1, 2)
         self.B = torch.stack([_padded((f.B * f.s).to(dtype), rank, 1) for f in factors]).transpose(1, 2).contiguous()
         bias = [torch.zeros_like(f.B[:, 0]) if f.bias is None else f.bias * f.s for f in factors]
         self.bias = torch.stack(bias).to(dtype) if any(f.bias is not None for f in factors) else None
 
-    def fresh(self, adapters):
-        """Whether the adapters' tensors are the very ones, unchanged, that were stacked."""
-        sources = [p for a in adapters for p in a.parameters(frozen=True)]
-        return (
-            len(sources) == len(self.sources)
-            and all(map(_same, sources, self.sources))
-            and (_stamp(sources) == self.stamp)
-        )
-
 
 def of(layer, names, x):
     """The bank of these adapters on a layer, or None where one of them is more than a pair of factors."""
-    adapters = [layer.adapters[n] for n in names]
-    scaling = layer.__dict__.get("scaling", {})
-    key = (names, x.dtype, tuple(scaling.get(n) for n in names))
+    key = (names, x.dtype)
     bank = layer.banks.get(key)
-    if bank is not None and bank.fresh(adapters):
+    if bank is not None and bank.sources.unchanged():
         return bank
+    adapters = [layer.adapters[n] for n in names]
     factors = [a.low_rank() for a in adapters]
     if any(f is None or f.row_scale is not None or f.dropout or not isinstance(f.s, float) for f in factors):
         return None
     if len(layer.banks) >= 4:  # a server that mixes ever new sets would otherwise keep a copy of each
         layer.banks.clear()
-    layer.banks[key] = bank = Bank(adapters, factors, x.dtype)
+    layer.banks[key] = bank = Bank(layer, adapters, factors, x.dtype)
     return bank
 
 
@@ -63,11 +55,3 @@ def add(y, x, bank, plan):
 def _padded(t, rank, dim):
     missing = rank - t.shape[dim]
     return t if not missing else torch.nn.functional.pad(t, (0, missing) if dim == 1 else (0, 0, 0, missing))
-
-
-def _stamp(tensors):
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-
-
-def _same(a, b):
-    return a is b

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from peft.ops import lowrank
+from peft.ops.sources import Sources
 
 ROWS = 16  # more rows of x than this amortise the low-rank products anyway
 CALLS = 4  # forwards before folding: a short answer does not pay for it
@@ -25,8 +26,12 @@ _held = 0  # bytes of all folded weights
 class Folded:
     """The folded weight of one layer for one tuple of adapters, and what it was made from."""
 
-    def __init__(self, sources):
-        self.sources, self.stamp = sources, stamp(sources)
+    def __init__(self, layer, active):
+        W = layer._modules["base_layer"]._parameters
+        scaling = layer.__dict__.get("scaling", {})
+        places = [(W, "weight", W["weight"], W, "weight", W["weight"]), *(p for a in active for p in a.places())]
+        self.active = active
+        self.sources = Sources(places, [(scaling, a.name) for a in active])
         self.calls = 0
         self.weight = self.bias = None
 
@@ -46,16 +51,11 @@ def output(layer, active, x):
     """The layer's output for x (..., in) through its folded weight, or None where it has none (yet)."""
     if not enabled or x.numel() > ROWS * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
         return None
-    base = layer._modules["base_layer"]
-    if layer.training or not x.is_cpu or not lowrank.transparent(base, x):
+    if layer.training or not x.is_cpu or not lowrank.transparent(layer._modules["base_layer"], x):
         return None
-    sources = [base._parameters["weight"]]
-    for a in active:
-        sources += a.parameters(frozen=True)
-        sources.append(layer.__dict__.get("scaling", {}).get(a.name))
     folded = layer.folded
-    if folded is None or stamp(sources) != folded.stamp:
-        layer.folded = Folded(sources)
+    if folded is None or folded.active is not active or not folded.sources.unchanged():
+        layer.folded = Folded(layer, active)
         return None
     if folded.weight is None:
         folded.calls += 1
@@ -81,13 +81,6 @@ def _fold(layer, active, folded):
     folded.weight, folded.bias = weight, bias
     _held += weight.nbytes
     return True
-
-
-def stamp(sources):
-    """Changes when one of the tensors, held by the caller, is replaced or written to."""
-    return [
-        t if not isinstance(t, torch.Tensor) else (t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources
-    ]
 
 
 def available_memory():

@@ -56,7 +56,7 @@ class PrefixEncoder(PromptEncoder):
 
     @classmethod
     def fill_sizes(cls, config, model_config):
-        """Count as the key/value cache does: its heads with grouped queries, the decoder's sizes, the widest layer's."""
+        """Count as the key/value cache does: heads that queries share, the decoder's sizes, the widest layer's."""
         heads = first(model_config, "decoder_attention_heads") or config.num_attention_heads
         dim = first(model_config, "d_kv") or max(filter(None, by_layer(model_config, "head_dim")), default=None)
         dim = dim or (heads and config.token_dim and config.token_dim // heads)
