@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 import peft
 
 UPSTREAM = FIXTURES / "upstream"
-NAMES = [case.name for case in cases.CASES]
+LATER = ["alora", "bdlora", "velora", "kasa", "monteclora"]  # variants that are refused until they are there
+NAMES = [case.name for case in cases.CASES if case.name not in LATER]
 
 # Upstream applies the out_proj delta of nn.MultiheadAttention twice; ours does so for upstream's files only.
 DOUBLED = {"mha"}
@@ -76,7 +77,18 @@ def test_saves_again_what_it_loaded(name, tmp_path):
     close(again, {k: v for k, v in expected.items() if k.startswith("output")}, case)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LATER)
+def test_refuses_a_file_of_a_variant_that_it_cannot_run(name):
+    """Loaded as plain LoRA it would compute something else without a word."""
+    with pytest.raises(ValueError, match="not supported by this version"):
+        peft.PeftConfig.from_pretrained(UPSTREAM / name)
+
+
+# Upstream gives tied LoRA layers separate parameters over shared memory; ours are one pair, trained once.
+ONE_PAIR = {"tying_target"}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - ONE_PAIR))
 def test_trains_the_same_parameters_in_the_same_order(name):
     with safe_open(UPSTREAM / name / "expected.safetensors", "pt") as file:
         wanted = file.metadata()["trainable"].split("\n")

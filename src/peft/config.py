@@ -12,6 +12,7 @@ from peft import registry
 from peft.core.validate import check_fields
 from peft.enums import PeftType, TaskType
 from peft.errors import CheckpointError, ConfigError
+from peft.integrations import hub
 from peft.version import __version__
 
 CONFIG_NAME = "adapter_config.json"
@@ -33,7 +34,7 @@ def read_config_file(path):
 
 
 @dataclass
-class PeftConfigMixin:
+class PeftConfigMixin(hub.Pushable):
     """How configs are read and written. Its fields name the task and the method."""
 
     task_type: str | TaskType | None = field(default=None, metadata={"help": "what the model does, a TaskType"})
@@ -76,7 +77,6 @@ class PeftConfigMixin:
 
         auto_mapping_dict: what to store as auto_mapping. With push_to_hub=True further arguments go to the hub.
         """
-        from peft.integrations import hub
         from peft.integrations.files import commit_files
 
         if os.path.isfile(save_directory):
@@ -120,8 +120,6 @@ class PeftConfigMixin:
         kwargs: hub options (revision, token, cache_dir, local_files_only, ...); other names fill fields that the
         file leaves out. Raises ValueError where no config is found.
         """
-        from peft.integrations import hub
-
         hub_options, extra = hub.split_options(kwargs)
         path = hub.find_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **hub_options)
         if path is None:

@@ -19,7 +19,7 @@ from peft.integrations import hub, provenance
 from peft.weights import load_peft_weights
 
 
-class PeftModel(nn.Module):
+class PeftModel(hub.Pushable, nn.Module):
     """A base model with one or more adapters, made by `get_peft_model` or `PeftModel.from_pretrained`.
 
     base_model   the tuner around the base model (for prompt methods: the base model itself)
@@ -352,7 +352,7 @@ class PeftModel(nn.Module):
     def transformer_backbone_name(self):
         """Name of the child that holds the base model's layers."""
         children = self.get_base_model().named_children()
-        return next(name for name, child in children if hasattr(child, "base_model_prefix"))
+        return next((name for name, child in children if hasattr(child, "base_model_prefix")), None)
 
     def get_prompt_embedding_to_save(self, adapter_name):
         """The tensor that a file holds of a prompt."""
@@ -372,23 +372,6 @@ class PeftModel(nn.Module):
         from peft.saving import save_pretrained
 
         return save_pretrained(self, save_directory, **options)
-
-    def push_to_hub(self, repo_id, *, commit_message=None, private=None, token=None, create_pr=False, **options):
-        """Save the adapters and upload them to the hub; returns the hub's CommitInfo."""
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as folder:
-            revision = options.pop("revision", None)
-            self.save_pretrained(folder, **options)
-            return hub.upload_folder(
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                commit_message=commit_message,
-                create_pr=create_pr,
-                revision=revision,
-            )
 
     def create_or_update_model_card(self, output_dir):
         """Write README.md with the metadata that the hub reads; text that is there already stays."""

@@ -94,7 +94,8 @@ class SentimentTask:
         prompt = self.prompt(review)
         with torch.inference_mode():
             written = model.generate(**self.pad([prompt]), max_new_tokens=length, do_sample=False)
-        return self.tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True)
+        return " ".join(text.split())  # one line, however the model breaks it
 
 
 def prompt_text(review: Review) -> str:

@@ -1,6 +1,7 @@
 """Find adapter files in a folder or on the Hugging Face hub, and upload them. huggingface_hub is imported on use."""
 
 import os
+import tempfile
 
 HUB_OPTIONS = (
     "revision",
@@ -56,6 +57,29 @@ def upload_folder(folder, repo_id, *, private=None, token=None, commit_message=N
         revision=options.get("revision"),
         ignore_patterns=[".peft-*"],
     )
+
+
+class Pushable:
+    """What can be saved with save_pretrained can be uploaded."""
+
+    def push_to_hub(
+        self, repo_id, *, commit_message=None, private=None, token=None, revision=None, create_pr=False, **options
+    ):
+        """Save and upload to a hub repository, which is made if need be; returns the hub's CommitInfo.
+
+        Further options go to save_pretrained.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **options)
+            return upload_folder(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                revision=revision,
+            )
 
 
 def cached_file(model_id, name, revision=None):

@@ -9,9 +9,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from peft.errors import AdapterError
+from peft.prompts.insert import CACHE_NAMES
 from peft.prompts.sizes import by_layer, is_encoder_decoder, text_config
-
-NAMES = ("cache", "past_key_values")  # what forwards call their cache, newest first
 
 
 def name_of(base):
@@ -19,11 +18,11 @@ def name_of(base):
     backbone = getattr(base, getattr(base, "base_model_prefix", ""), base)
     for model in (base, backbone):
         parameters = inspect.signature(model.forward).parameters
-        if (name := next((n for n in NAMES if n in parameters), None)) is not None:
+        if (name := next((n for n in CACHE_NAMES if n in parameters), None)) is not None:
             return name
     raise ValueError(
         f"Model does not support past key values which are required for prefix tuning: {type(base).__name__}.forward "
-        f"takes none of {', '.join(NAMES)}. Use prompt tuning or LoRA."
+        f"takes none of {', '.join(CACHE_NAMES)}. Use prompt tuning or LoRA."
     )
 
 
@@ -85,15 +84,15 @@ class _NeverUpdated(dict):
         pass
 
 
-def fixed(base, encoder, batch_size):
-    """A cache that is the prefix before and after a forward."""
+def fixed(base, encoder, batch_size, cache=None):
+    """A cache that is the prefix before and after a forward; an empty `cache` would only be filled, so it is left."""
     length = encoder.embedding.num_embeddings
     makers = [partial(_layer_states, base, encoder, batch_size, i) for i in range(encoder.layers)]
-    cache = Cache(layers=[FixedLayer(make, length) for make in makers])
+    prefix = Cache(layers=[FixedLayer(make, length) for make in makers])
     if is_encoder_decoder(base):
-        cache = EncoderDecoderCache(cache, Cache(layers=[FixedLayer(None, 0) for _ in makers]))
-        cache.is_updated = _NeverUpdated()
-    return cache
+        prefix = EncoderDecoderCache(prefix, Cache(layers=[FixedLayer(None, 0) for _ in makers]))
+        prefix.is_updated = _NeverUpdated()
+    return prefix
 
 
 def _layer_states(base, encoder, batch_size, layer):
@@ -119,7 +118,7 @@ def checkpointed_layers(base):
     for layer in (base.get_decoder() if is_encoder_decoder(base) else base).modules():
         if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing and layer.training:
             parameters = list(inspect.signature(type(layer).forward).parameters)
-            name = next((n for n in (*NAMES, "layer_past") if n in parameters), None)
+            name = next((n for n in (*CACHE_NAMES, "layer_past") if n in parameters), None)
             if name is not None:
                 found.append((layer, parameters.index(name) - 1, name))
     return found

@@ -7,7 +7,7 @@ import torch
 from peft.errors import AdapterError
 from peft.prompts.sizes import is_encoder_decoder
 
-CACHE_NAMES = ("cache", "past_key_values")
+CACHE_NAMES = ("cache", "past_key_values")  # what forwards call their cache, newest first
 SEGMENT_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")  # these keep token_type_ids
 IGNORED = -100  # the label that a loss leaves out
 

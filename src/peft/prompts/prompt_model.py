@@ -109,26 +109,22 @@ def _forward_with_cache(base, encoder, config, kwargs):
     if insert.started(kwargs):
         return base(**_with_cache(base, encoder, config, kwargs))
     layers = cache.checkpointed_layers(base)
-    if layers:
-        batch = insert.into_cache(kwargs, base, config.num_virtual_tokens, config.task_type)
-        prefix = cache.fixed(base, encoder, insert.size_of(kwargs)[0])
-        batch[cache.name_of(base)] = prefix
-    else:
-        batch = _with_cache(base, encoder, config, kwargs)
-        prefix = batch[cache.name_of(base)]
+    batch = _with_cache(base, encoder, config, kwargs, cache.fixed if layers else cache.filled)
+    prefix = batch[cache.name_of(base)]
     with cache.through_checkpoints(layers, prefix):
         output = base(**batch)
     cache.check_read(prefix, config.num_virtual_tokens)
     return output
 
 
-def _with_cache(base, encoder, config, kwargs):
+def _with_cache(base, encoder, config, kwargs, make=None):
+    """The batch with a cache that begins with the prefix, made by `make` unless it continues one."""
     from peft.prompts import cache
 
     batch = insert.into_cache(kwargs, base, config.num_virtual_tokens, config.task_type)
     if not insert.started(kwargs):
         empty = next((batch.pop(n) for n in insert.CACHE_NAMES if batch.get(n) is not None), None)
-        batch[cache.name_of(base)] = cache.filled(base, encoder, insert.size_of(kwargs)[0], empty)
+        batch[cache.name_of(base)] = (make or cache.filled)(base, encoder, insert.size_of(kwargs)[0], empty)
     return batch
 
 
