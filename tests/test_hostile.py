@@ -48,8 +48,11 @@ def state(model):
 
 
 def same_state(a, b):
-    return a[:2] == b[:2] and a[3:] == b[3:] and a[2].keys() == b[2].keys() and all(
-        torch.equal(a[2][k], b[2][k]) for k in a[2]
+    return (
+        a[:2] == b[:2]
+        and a[3:] == b[3:]
+        and a[2].keys() == b[2].keys()
+        and all(torch.equal(a[2][k], b[2][k]) for k in a[2])
     )
 
 
@@ -173,7 +176,8 @@ def test_large_finite_values_are_not_mistaken_for_infinite_ones(folder):
 
 def test_denormal_values_load_exactly(folder):
     change_tensors(folder, lambda t: {k: torch.full_like(v, 1e-42) for k, v in t.items()})
-    assert float(loads(folder).base_model.layers["lin0"].lora_A["default"].weight[0, 0]) == pytest.approx(1e-42, rel=0.1)
+    weight = loads(folder).base_model.layers["lin0"].lora_A["default"].weight
+    assert float(weight[0, 0]) == pytest.approx(1e-42, rel=0.1)
 
 
 def test_no_key_matches(folder):
@@ -288,9 +292,10 @@ def test_an_adapter_on_an_already_merged_base_is_refused(tmp_path):
     refused(tmp_path, BaseMismatchError, base=lambda: merged)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "{}", '{"base_samples": 3}', '{"base_samples": {"a": "b"}}', '{"base_samples": {"x": [[1], 2]}}', "\x00" * 99]
-)  # fmt: skip
+DAMAGED = ["", "{", "[]", "null", "{}", "\x00" * 99, '{"base_samples": 3}', '{"base_samples": {"a": "b"}}']
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, '{"base_samples": {"x": [[1], 2]}}'])
 def test_a_damaged_provenance_file_stops_nothing(text, folder):
     (folder / "adapter_provenance.json").write_text(text)
     loads(folder)
@@ -423,9 +428,10 @@ def test_there_is_no_file(folder):
 
 
 # -- configs -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "text", ["", "{", "not json", "[]", "3", "null", '"x"', "\x00\x01", '{"a": ', "[" * 100_000, '{"r": 1e999}'], ids=lambda t: repr(t[:9])
-)  # fmt: skip
+NO_CONFIG = ["", "{", "not json", "[]", "3", "null", '"x"', "\x00\x01", '{"a": ', "[" * 100_000, '{"r": 1e999}']
+
+
+@pytest.mark.parametrize("text", NO_CONFIG, ids=lambda t: repr(t[:9]))
 def test_configs_that_are_no_config(text, folder):
     (folder / CONFIG).write_text(text)
     refused(folder, PeftError)
@@ -458,18 +464,17 @@ WRONG = [
     float("nan"), float("inf"), 10**30, [[1, 2, 3]], {"a": None}, {"a": [1.5]}, b"bytes", object(),
 ]  # fmt: skip
 FIELDS = [f.name for f in dataclasses.fields(peft.LoraConfig)]
-# Values that are right for a field although most fields refuse their kind.
-RIGHT = {
-    "lora_alpha": {-1, 0.5, -2.5, 10**30},
-    "lora_dropout": {0.5},
-    "r": {3, 10**30},
-    "qalora_group_size": {3, -1, 10**30},
-    "layers_to_transform": {3, -1, 10**30},
-}
+
+
+def by_name(value, fits):
+    """Whether a value is a dict from strings to what fits."""
+    return isinstance(value, dict) and all(isinstance(k, str) and fits(v) for k, v in value.items())
 
 
 def accepts(field, value):
     """Whether the declared type, read by hand, allows a value."""
+    if field in peft.LoraConfig.NOT_HERE:
+        return None  # refused by name whatever it holds
     text = isinstance(value, str)
     whole = type(value) is int
     number = type(value) in (int, float)
@@ -477,7 +482,7 @@ def accepts(field, value):
     integers = isinstance(value, list) and all(type(v) is int for v in value)
     if field in ("base_model_name_or_path", "revision", "megatron_core", "peft_version"):
         return text or value is None
-    if field in ("inference_mode", "fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "use_qalora", "ensure_weight_tying"):
+    if field in ("inference_mode", "fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"):
         return type(value) is bool
     if field in ("target_modules", "exclude_modules", "layers_pattern"):
         return text or strings or value is None
@@ -488,7 +493,7 @@ def accepts(field, value):
     if field == "auto_mapping":
         return isinstance(value, dict) or value is None
     if field == "r":
-        return whole and value >= 1
+        return whole and 1 <= value < 10**9
     if field == "lora_alpha":
         return number and value == value and abs(value) != float("inf")
     if field == "lora_dropout":
@@ -496,15 +501,15 @@ def accepts(field, value):
     if field == "qalora_group_size":
         return whole
     if field == "rank_pattern":
-        return value is None or isinstance(value, dict) and all(isinstance(k, str) and type(v) is int and v > 0 for k, v in value.items())
+        return value is None or by_name(value, lambda v: type(v) is int and v > 0)
     if field == "alpha_pattern":
-        return value is None or isinstance(value, dict) and all(isinstance(k, str) and type(v) in (int, float) for k, v in value.items())
+        return value is None or by_name(value, lambda v: type(v) in (int, float))
     if field == "init_lora_weights":
         return type(value) is bool
     if field in ("task_type", "runtime_config"):
         return value is None and field == "task_type"
     if field == "trainable_token_indices":
-        return value is None or integers or isinstance(value, dict) and all(isinstance(v, list) and all(type(i) is int for i in v) and isinstance(k, str) for k, v in value.items())
+        return value is None or integers or by_name(value, lambda v: isinstance(v, list) and {*map(type, v)} <= {int})
     if field == "layer_replication":
         return value is None or value == []
     return None  # a free form
@@ -536,10 +541,6 @@ def test_wrong_values_name_their_field(field):
     assert not wrongly_accepted, f"accepted: {wrongly_accepted}"
     assert not unnamed, f"not a ConfigError that names {field}: {unnamed}"
     assert not wrongly_refused, f"refused: {wrongly_refused}"
-
-
-FREE = ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config", "monteclora_config",
-        "use_bdlora", "arrow_config", "kasa_config", "megatron_config", "alora_invocation_tokens")  # fmt: skip
 
 
 @pytest.mark.parametrize("field", [f for f in FIELDS if f not in ("peft_type", "runtime_config")])
@@ -574,34 +575,39 @@ def test_wrong_values_in_a_file_are_refused_or_harmless(field, folder):
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a-", "*lin", "a{2,1}", "(?P<x", "\\"])
-@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"])
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"])
 def test_invalid_regular_expressions_name_what_they_are(pattern, field, folder):
-    value = {pattern: 4} if field.endswith("_pattern") and field != "layers_pattern" else pattern
-    more = {"layers_to_transform": [0]} if field == "layers_pattern" else {}
-    change_config(folder, **{field: value, **more})
+    change_config(folder, **{field: {pattern: 4} if field.endswith("_pattern") else pattern})
     message = refused(folder, ConfigError)
     assert pattern in message or repr(pattern) in message
 
 
+@pytest.mark.parametrize("pattern", ["(", "[a-", "(?P<x"])
+def test_invalid_layers_patterns_name_what_they_are(pattern):
+    base = models.llama()
+    before = state(base)
+    config = {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": pattern}
+    with pytest.raises(ConfigError) as error:
+        peft.get_peft_model(base, peft.LoraConfig(**config))
+    assert repr(pattern) in str(error.value)
+    assert same_state(state(base), before)
+
+
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
-@pytest.mark.xfail(strict=True, reason="regular expressions from a file run without a time limit")
+@pytest.mark.xfail(strict=True, reason="regular expressions from a file run without a time limit", raises=TimeoutError)
 def test_regular_expressions_that_never_end(field, folder):
-    pattern = "(a|a|b|l|i|n|[0-9]|.)*(x+x+)+y" if field == "rank_pattern" else "((.|.)*)*!"
-    change_config(folder, **{field: {pattern: 4} if field == "rank_pattern" else pattern})
+    name = "x" * 40
+    base = torch.nn.ModuleDict({name: mlp()})
+    change_config(folder, **{field: {"(x+x+)+y": 4} if field == "rank_pattern" else "(x+x+)+y"})
 
     def late(*_):
         raise TimeoutError
-
-    class Long(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a_rather_long_name_for_a_layer_of_a_model_xxxxxxxxxxxxxxxxxxxxxxxxxxx = torch.nn.Linear(16, 24)
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 2)
     try:
         with pytest.raises(PeftError):
-            peft.PeftModel.from_pretrained(Long(), folder)
+            peft.PeftModel.from_pretrained(base, folder)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -610,7 +616,7 @@ def test_regular_expressions_that_never_end(field, folder):
 # -- resources -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rank", [10**6, 10**8, 10**12], ids=str)
 @pytest.mark.parametrize("where", ["r", "rank_pattern"])
-@pytest.mark.parametrize("options", [{}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "orthogonal"}, {"use_dora": True}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"init_lora_weights": "pissa"}, {"use_dora": True}], ids=str)
 def test_ranks_that_do_not_fit_allocate_nothing(rank, where, options, folder):
     change_config(folder, **{where: rank if where == "r" else {"lin0": rank}, **options})
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -645,10 +651,10 @@ BAD_NAMES = ["a/b", "../x", "..", ".", "/etc/x", "a\\b", "a.b", "", "a\0b", 3, N
 def test_names_that_are_paths_are_refused(name, folder, tmp_path):
     base = mlp()
     before = state(base)
-    with pytest.raises((KeyError, PeftError), match="[Aa]dapter name"):
+    with pytest.raises((KeyError, PeftError), match=r"[Aa]dapter name"):
         peft.get_peft_model(base, peft.LoraConfig(target_modules=["lin0"]), adapter_name=name)
     assert same_state(state(base), before)
-    with pytest.raises((KeyError, PeftError), match="[Aa]dapter name"):
+    with pytest.raises((KeyError, PeftError), match=r"[Aa]dapter name"):
         peft.PeftModel.from_pretrained(base, folder, adapter_name=name)
     assert same_state(state(base), before)
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["lin0"]))
@@ -657,7 +663,7 @@ def test_names_that_are_paths_are_refused(name, folder, tmp_path):
         lambda: model.add_adapter(name, peft.LoraConfig(target_modules=["lin0"])),
         lambda: model.load_adapter(folder, name),
     ):
-        with pytest.raises((KeyError, PeftError), match="[Aa]dapter name"):
+        with pytest.raises((KeyError, PeftError), match=r"[Aa]dapter name"):
             add()
     assert same_state(state(model), before)
 

@@ -8,7 +8,7 @@ import make_prefix
 import models
 import pytest
 import torch
-from helpers import FIXTURES, python, upstream_python
+from helpers import FIXTURES, offline, python, upstream_python
 from make_prefix import CASES, LEFT, PROJECTED, SIDES, TOKENS, batch, fill, generated
 from safetensors.torch import load_file
 from torch import nn
@@ -98,7 +98,7 @@ def test_upstream_reads_our_file(name, tmp_path):
     model = build(name).eval()
     model.save_pretrained(tmp_path / "adapter")
     script = [make_prefix.__file__, "read", str(tmp_path / "adapter"), name, str(tmp_path / "out")]
-    python(*script, interpreter=upstream_python())
+    python(*script, interpreter=upstream_python(), env=offline(PYTHONPATH=""))
     with torch.no_grad():
         ours = model(**batch(CASES[name][1], LEFT)).logits
     torch.testing.assert_close(load_file(tmp_path / "out")["logits"], ours, rtol=0, atol=5e-6)

@@ -36,8 +36,8 @@ def check_import_allowlist(library, allowlist=None):
 class AutoPeftModel:
     """Base model and adapter in one call; the config's task or auto_mapping tells the classes."""
 
-    _target_class = None  # the transformers auto class
-    _target_peft_class = PeftModel
+    _target_class: str | None = None  # the transformers auto class
+    _target_peft_class: type[PeftModel] = PeftModel
 
     def __init__(self, *args, **kwargs):
         raise OSError(

@@ -5,9 +5,9 @@ import os
 from peft.integrations.files import commit_files
 from peft.version import __version__
 
-BODY = """# {title}
+BODY = """# {method} adapter{for_base}
 
-A {method} adapter{for_base}, trained with [PEFT](https://pypi.org/project/peft/). It holds only the trained part;
+Trained with [PEFT](https://pypi.org/project/peft/). It holds only the trained part;
 load it onto its base model:
 
 ```python
@@ -52,7 +52,6 @@ def model_card(model, folder):
         task_classes = {"CAUSAL_LM": "CausalLM", "SEQ_2_SEQ_LM": "Seq2SeqLM", "SEQ_CLS": "SequenceClassification"}
         suffix = task_classes.get(config.task_type)
         text = BODY.format(
-            title=os.path.basename(os.path.abspath(folder)),
             method=config.peft_type.value,
             for_base=f" for `{base_name}`" if base_name else "",
             auto_class=f"AutoPeftModelFor{suffix}" if suffix else "AutoPeftModel",

@@ -60,7 +60,7 @@ ALIASES = {
         MAPPINGS,
         {"config": "get_peft_config", "functional": "inject_adapter_in_model", "enums": "PeftType"},
     ),
-    "mapping_func": {"model": "get_peft_model", "tasks": "MODEL_TYPE_TO_PEFT_MODEL_MAPPING"},
+    "mapping_func": {"wrap": "get_peft_model", "tasks": "MODEL_TYPE_TO_PEFT_MODEL_MAPPING"},
     "mixed_model": {"mixed": "PeftMixedModel", "legacy": "_set_adapter _set_trainable"},
     "peft_model": _merged(
         TASKS,

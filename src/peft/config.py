@@ -52,10 +52,10 @@ class PeftConfigMixin(hub.Pushable):
             self.peft_type = self.METHOD
         if self.peft_version is None:
             self.peft_version = __version__
+        check_fields(self)
         if self.task_type is not None and self.task_type not in TaskType.__members__:
             known = ", ".join(TaskType.__members__)
             raise ConfigError(f"{type(self).__name__}.task_type must be one of {known}, got {self.task_type!r}.")
-        check_fields(self)
 
     def to_dict(self):
         """All saved fields as a dict."""

@@ -1,25 +1,21 @@
 """PeftModel: a base model with adapters, and the verbs for them."""
 
 import contextlib
-import os
 import warnings
 
 import torch
 from torch import nn
 
 from peft import registry
-from peft.config import PeftConfig
-from peft.core import checkpoint, extras
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
-from peft.core.wrappers import ModulesToSaveWrapper
 from peft.errors import AdapterError, PeftWarning
-from peft.integrations import hub, provenance
-from peft.weights import load_peft_weights
+from peft.integrations import hub
+from peft.loading import Loadable
 
 
-class PeftModel(hub.Pushable, nn.Module):
+class PeftModel(Loadable, hub.Pushable, nn.Module):
     """A base model with one or more adapters, made by `get_peft_model` or `PeftModel.from_pretrained`.
 
     base_model   the tuner around the base model (for prompt methods: the base model itself)
@@ -197,7 +193,8 @@ class PeftModel(hub.Pushable, nn.Module):
             )
         if unknown := sorted(set(names) - {Call.BASE} - set(self.peft_config)):
             raise AdapterError(
-                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; there are {list(self.peft_config)}."
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; there are "
+                f"{list(self.peft_config)}."
             )
         checkpointing = torch.is_grad_enabled() and is_checkpointing(self.get_base_model())
         return self.state.during(Call(names), replay=checkpointing)
@@ -379,158 +376,6 @@ class PeftModel(hub.Pushable, nn.Module):
 
         write_model_card(self, output_dir)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        model,
-        model_id,
-        adapter_name="default",
-        is_trainable=False,
-        config=None,
-        autocast_adapter_dtype=True,
-        ephemeral_gpu_offload=False,
-        low_cpu_mem_usage=False,
-        key_mapping=None,
-        **kwargs,
-    ):
-        """A base model with an adapter loaded from a folder or the hub; the task in its config picks the class.
-
-        is_trainable: False freezes the adapter and switches to eval mode. config: use this one instead of the file's.
-        Further options as for `load_adapter`. If anything is wrong with the file, the model stays as it was.
-        """
-        from peft.tasks import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
-
-        if config is None:
-            options, _ = hub.split_options(kwargs)
-            config = PeftConfig.from_pretrained(model_id, **options)
-        elif not isinstance(config, PeftConfig):
-            raise ValueError(f"The input config must be a PeftConfig, got {config.__class__}")
-        if config.is_prompt_learning and is_trainable:
-            raise ValueError("Cannot set a prompt learning adapter to trainable when loading pretrained adapter.")
-        config.inference_mode = not is_trainable
-        cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, cls)
-        trainable = [(p, p.requires_grad) for p in model.parameters()]
-        wrapped = cls(
-            model,
-            config,
-            adapter_name,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-            low_cpu_mem_usage=True,
-        )
-        try:
-            wrapped.load_adapter(
-                model_id,
-                adapter_name,
-                is_trainable=is_trainable,
-                autocast_adapter_dtype=autocast_adapter_dtype,
-                key_mapping=key_mapping,
-                **kwargs,
-            )
-        except BaseException:
-            if config.is_prompt_learning:
-                wrapped._delete_prompt(adapter_name)
-            else:
-                wrapped.base_model.unload()
-            for p, was in trainable:
-                p.requires_grad = was
-            raise
-        return wrapped
-
-    def load_adapter(
-        self,
-        model_id,
-        adapter_name,
-        is_trainable=False,
-        torch_device=None,
-        autocast_adapter_dtype=True,
-        ephemeral_gpu_offload=False,
-        low_cpu_mem_usage=False,
-        key_mapping=None,
-        ignore_mismatched_sizes=False,
-        strict=False,
-        check_base=True,
-        **kwargs,
-    ):
-        """Load an adapter from a folder or the hub, beside those already there; it is not made active.
-
-        The tensors are mapped from the file, so the cost is that of reading it, however many adapters there are. An
-        adapter of that name gets the file's values in place. strict: leftover tensors or places are errors, not
-        warnings. check_base: refuse an adapter whose file says that it was trained on other base weights.
-        kwargs: hub options (subfolder, revision, token, ...). Returns LoadResult(missing, unexpected, mismatched keys).
-        Raises CheckpointError or a subclass, and leaves no trace, where the file does not do what it should.
-        """
-        options, _ = hub.split_options(kwargs)
-        new = adapter_name not in self.peft_config
-        if new:
-            config = PeftConfig.from_pretrained(model_id, **options)
-            if config.is_prompt_learning and is_trainable:
-                raise ValueError("Cannot set a prompt learning adapter to trainable when loading pretrained adapter.")
-            config.inference_mode = not is_trainable
-            self.add_adapter(
-                adapter_name, config, low_cpu_mem_usage=True, autocast_adapter_dtype=autocast_adapter_dtype
-            )
-        try:
-            tensors = load_peft_weights(
-                model_id,
-                device=torch_device,
-                key_mapping=key_mapping or getattr(self.get_base_model(), "_checkpoint_conversion_mapping", None),
-                use_safetensors=kwargs.get("use_safetensors"),
-                **options,
-            )
-            if check_base:
-                subfolder = options.get("subfolder")
-                folder = os.path.join(model_id, subfolder) if subfolder else os.fspath(model_id)
-                path = hub.cached_file(folder, provenance.FILE_NAME)
-                layers = {} if self._is_prompt_learning else self.base_model.layers
-                provenance.check(self.get_base_model(), layers, adapter_name, path)
-            self._make_room_for_tokens(tensors)
-            result = checkpoint.set_peft_model_state_dict(
-                self, tensors, adapter_name, ignore_mismatched_sizes=ignore_mismatched_sizes, strict=strict
-            )
-            if result.missing_keys or result.mismatched_keys:
-                self._settle_meta_tensors(adapter_name)
-        except BaseException:
-            if new and len(self.peft_config) > 1:
-                self.delete_adapter(adapter_name)
-            raise
-        checkpoint.warn_about(result, adapter_name)
-        if is_trainable and new is False:
-            self.peft_config[adapter_name].inference_mode = False
-        if not is_trainable and self.training:
-            self.eval()
-        return result
-
-    def _settle_meta_tensors(self, adapter_name):
-        """Initialise what the file left out."""
-        if self._is_prompt_learning:
-            return
-        for layer in [*self.base_model.layers.values(), *map(extras.hosted_layer, self.base_model.extras.values())]:
-            if layer is not None and adapter_name in layer.adapters:
-                layer.settle(adapter_name)
-        for wrapper in self.base_model.extras.values():
-            if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.adapter_names:
-                wrapper.settle(adapter_name)
-
-    def _make_room_for_tokens(self, tensors):
-        """Grow the base's embedding where the adapter was trained, and saved, with more tokens."""
-        base = self.get_base_model()
-        if not hasattr(base, "resize_token_embeddings") or not hasattr(base, "get_input_embeddings"):
-            return
-        weight = getattr(base.get_input_embeddings(), "weight", None)
-        rows = {
-            t.shape[0]
-            for k, t in tensors.items()
-            if k.endswith((".embed_tokens.weight", ".embed_tokens.base_layer.weight")) and t.ndim == 2
-        }
-        if weight is not None and len(rows) == 1 and (size := rows.pop()) > weight.shape[0]:
-            warnings.warn(
-                f"The adapter was trained with {size} tokens, the base model has {weight.shape[0]}: its embedding is "
-                "resized to fit.",
-                PeftWarning,
-                stacklevel=3,
-            )
-            base.resize_token_embeddings(size, mean_resizing=False)
-
 
 def is_checkpointing(model):
     """Whether some part of a model recomputes its activations (transformers' flag)."""
@@ -553,54 +398,3 @@ def _batch_size(args, kwargs):
             return kwargs[name].shape[0]
     tensors = [v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor) and v.ndim]
     return tensors[0].shape[0] if tensors else None
-
-
-def get_peft_model(
-    model,
-    peft_config,
-    adapter_name="default",
-    mixed=False,
-    autocast_adapter_dtype=True,
-    revision=None,
-    low_cpu_mem_usage=False,
-):
-    """Give a model an adapter: freeze the model, and return it wrapped so that the adapter is trained.
-
-    The class follows from peft_config.task_type. mixed: a PeftMixedModel, which can hold several methods.
-    autocast_adapter_dtype: adapter weights of a half-precision model are float32. low_cpu_mem_usage: on the meta
-    device, for a loader. Raises ConfigError, NoMatchingPeftModuleError or ValueError where config and model do not fit.
-    """
-    from peft.tasks import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
-
-    if hasattr(model, "peft_config") and any(isinstance(m, AdapterLayer) for m in model.modules()):
-        warnings.warn(
-            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
-            "different config, make sure to call `.unload()` before.",
-            stacklevel=2,
-        )
-    if revision is not None:
-        peft_config.revision = revision
-    name = model.__dict__.get("name_or_path") or getattr(getattr(model, "config", None), "_name_or_path", None)
-    if name and peft_config.base_model_name_or_path != name:
-        if peft_config.base_model_name_or_path:
-            warnings.warn(
-                f"The PEFT config's `base_model_name_or_path` was renamed from "
-                f"'{peft_config.base_model_name_or_path}' to '{name}'. Please ensure that the correct base model is "
-                "loaded when loading this checkpoint.",
-                stacklevel=2,
-            )
-        peft_config.base_model_name_or_path = name
-    if mixed:
-        from peft.mixed import PeftMixedModel
-
-        return PeftMixedModel(
-            model, peft_config, adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype
-        )
-    cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(peft_config.task_type, PeftModel)
-    return cls(
-        model,
-        peft_config,
-        adapter_name=adapter_name,
-        autocast_adapter_dtype=autocast_adapter_dtype,
-        low_cpu_mem_usage=low_cpu_mem_usage,
-    )

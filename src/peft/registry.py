@@ -43,6 +43,7 @@ def register(name, config, *, tuner=None, encoder=None, prefix="", mixed=False):
 def method(peft_type):
     """The `Method` registered for a PeftType or its name. Raises ValueError for an unknown one."""
     name = getattr(peft_type, "value", peft_type)
+    name = name if isinstance(name, str) else repr(name)
     if name not in _METHODS and name in BUILT_IN:
         importlib.import_module(BUILT_IN[name])
     if name not in _METHODS:

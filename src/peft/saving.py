@@ -57,7 +57,9 @@ def save_pretrained(
         tensors = {k: _whole(k, t, name) for k, t in tensors.items()}
         files = {_file_name(safe_serialization): _serialise(tensors, safe_serialization)}
         files[CONFIG_NAME] = _config_for_file(model, base, name).to_json().encode()
-        files[provenance.FILE_NAME] = provenance.describe(base, {} if model._is_prompt_learning else model.base_model.layers, name)
+        files[provenance.FILE_NAME] = provenance.describe(
+            base, {} if model._is_prompt_learning else model.base_model.layers, name
+        )
         if name == "default" or len(chosen) == 1:
             files["README.md"] = model_card(model, folder)
         commit_files(folder, files)
@@ -85,8 +87,8 @@ def _whole(key, tensor, adapter_name):
         tensor = tensor.full_tensor()
     if tensor.is_meta or (tensor.numel() == 0 and tensor.ndim):
         raise CheckpointError(
-            f"Adapter {adapter_name!r} cannot be saved: {key} holds no values on this process (it is on the meta device "
-            "or sharded away). Save after loading, or gather the state_dict first and pass it as state_dict=."
+            f"Adapter {adapter_name!r} cannot be saved: {key} holds no values on this process: it is on the meta "
+            "device or sharded away. Save after loading, or gather the state_dict first and pass it as state_dict=."
         )
     return tensor.detach()
 

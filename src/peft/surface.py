@@ -5,7 +5,8 @@ HOMES = {
     "enums": ["PeftType", "TaskType"],
     "registry": ["PEFT_TYPE_TO_CONFIG_MAPPING", "PEFT_TYPE_TO_MIXED_MODEL_MAPPING", "PEFT_TYPE_TO_TUNER_MAPPING"],
     "config": ["PeftConfig", "PromptLearningConfig", "get_peft_config"],
-    "model": ["PeftModel", "get_peft_model"],
+    "model": ["PeftModel"],
+    "wrap": ["get_peft_model"],
     "mixed": ["PeftMixedModel"],
     "tasks": [
         "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",

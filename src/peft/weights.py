@@ -45,7 +45,7 @@ def load_peft_weights(model_id, device=None, key_mapping=None, use_safetensors=N
                 f"file {WEIGHTS_NAME} or {SAFETENSORS_WEIGHTS_NAME} is present at {model_id}"
                 + (f"/{subfolder}." if subfolder else ".")
             )
-        tensors = torch_load(path, map_location=device or "cpu")
+        tensors = _read_pickle(path, device or "cpu")
     return rename(tensors, key_mapping) if key_mapping else tensors
 
 
@@ -63,6 +63,21 @@ def read_safetensors(path, device="cpu"):
             return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (safe_open is no dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Save or download the adapter again.") from error
+
+
+def _read_pickle(path, device):
+    """{key: tensor} of a pickled file. Raises CheckpointError, naming the file, where it is damaged or holds code."""
+    try:
+        tensors = torch_load(path, map_location=device)
+    except Exception as error:  # the unpickler raises whatever a hostile file makes it raise
+        raise CheckpointError(
+            f"{path} cannot be read: {type(error).__name__}: {error}. A pickled adapter may hold tensors only."
+        ) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in tensors.items()
+    ):
+        raise CheckpointError(f"{path} must hold a dict of tensors by name, found {type(tensors).__name__}.")
+    return tensors
 
 
 def torch_load(path, *args, **kwargs):

@@ -95,7 +95,9 @@ class Example:
 
 def lora(name: str, base: str, target: Any, **options: Any) -> Example:
     """A LoRA example; options that are fields of `Example` are taken as such."""
-    about = {k: options.pop(k) for k in ("identity", "merges", "rows", "tolerance", "frozen", "compiles") if k in options}
+    about = {
+        k: options.pop(k) for k in ("identity", "merges", "rows", "tolerance", "frozen", "compiles") if k in options
+    }
     return Example(name, base, {"r": 4, "lora_alpha": 6, "target_modules": target, **options}, **about)
 
 

@@ -11,6 +11,7 @@ from laws_table import BY_NAME, EXAMPLES, SOME, gap, peft_slots, quiet, train_a_
 from torch import nn
 
 import peft
+from peft.helpers import disable_input_dtype_casting, rescale_adapter_scale
 from peft.ops import lowrank
 
 each = pytest.mark.parametrize("example", EXAMPLES, ids=str)
@@ -91,7 +92,9 @@ def test_gradients_are_those_of_the_formula(example):
     assert abs((total[0] - total[1]) / (2 * step) - wanted) <= 1e-5 * max(1.0, abs(wanted))
 
 
-@pytest.mark.parametrize("name", ["linear", "linear_3d_input", "linear_no_bias", "rslora", "lora_bias", "pissa", "dora"])
+@pytest.mark.parametrize(
+    "name", ["linear", "linear_3d_input", "linear_no_bias", "rslora", "lora_bias", "pissa", "dora"]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_fused_gradients_are_those_of_plain_operations(name, dtype, monkeypatch):
     example = BY_NAME[name]
@@ -196,7 +199,9 @@ def direct(layer, x, name="default"):
 def check_dora(model, example):
     """Every adapted layer gives what the definition does, on the input that it sees."""
     seen = []
-    hooks = [m.register_forward_hook(lambda m, a, y: seen.append((m, a[0], y))) for m in model.base_model.layers.values()]
+    hooks = [
+        m.register_forward_hook(lambda m, a, y: seen.append((m, a[0], y))) for m in model.base_model.layers.values()
+    ]
     with torch.no_grad():
         model(example.inputs())
     for hook in hooks:
@@ -249,7 +254,7 @@ def test_dora_norm_follows_writes_that_autograd_does_not_see(example):
             slot.tensor.data.add_(0.1 * models.noise(slot.tensor.shape, 4 + i))
         check_dora(model, example)
     model.train()
-    for i in range(2):  # as an optimizer in training does
+    for _ in range(2):  # as an optimizer in training does
         run_backward(model, x)
         for slot in peft_slots(model, "default"):
             slot.tensor.data.add_(slot.tensor.grad.sign(), alpha=0.1)
@@ -355,8 +360,8 @@ def flags(model):
 
 CONTEXTS = {
     "disable_adapter": lambda model: model.disable_adapter(),
-    "rescale": lambda model: peft.helpers.rescale_adapter_scale(model, 0.3),
-    "no_casting": lambda model: peft.helpers.disable_input_dtype_casting(model),
+    "rescale": lambda model: rescale_adapter_scale(model, 0.3),
+    "no_casting": lambda model: disable_input_dtype_casting(model),
     "exact": lambda model: lowrank.exact(),
 }
 
@@ -366,8 +371,6 @@ CONTEXTS = {
 @pytest.mark.parametrize("example", SOME, ids=str)
 @quiet
 def test_contexts_leave_everything_as_it_was(context, raising, example):
-    import peft.helpers
-
     model, x = with_second(example), example.inputs()
     if context == "rescale" and example.method != "LORA":
         pytest.skip("has no scaling")

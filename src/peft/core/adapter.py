@@ -289,7 +289,7 @@ class Additive(Adapter):
 
 
 class Reweight(Adapter):
-    """W' = merged_weight(W), any function of W. Forward comes for free; override `input`/`output` for a cheaper path."""
+    """W' = merged_weight(W), any function of W. Forward comes for free; override `output` for a cheaper path."""
 
     parallel = False
 

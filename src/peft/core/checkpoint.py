@@ -1,4 +1,4 @@
-"""An adapter as a dict of tensors, out of a model and into one. Every tensor and every place for one is accounted for."""
+"""An adapter as a dict of tensors, out of a model and into one; every tensor and every place is accounted for."""
 
 import warnings
 from collections import namedtuple
@@ -146,7 +146,7 @@ def _embedding_slots(model, base, config, wanted):
     """Slots of the base's embeddings and head, where they go into the file."""
     if not hasattr(base, "get_input_embeddings"):
         if wanted is True:
-            warnings.warn("Could not identify embedding layer(s) because the model is not a transformers model.")
+            warnings.warn("save_embedding_layers=True has no effect: this model names no embedding.", stacklevel=4)
         return []
     if wanted == "auto":
         targets = getattr(config, "target_modules", None)
@@ -155,7 +155,7 @@ def _embedding_slots(model, base, config, wanted):
             t.rpartition(".")[2] in EMBEDDING_LAYER_NAMES for t in targets or ()
         )
         if targeted:
-            warnings.warn("Setting `save_embedding_layers` to `True` as embedding layers found in `target_modules`.")
+            warnings.warn("The base's embedding goes into the file, because target_modules names it.", stacklevel=4)
         wanted = targeted or _resized(base, config)
     else:
         targeted = False
@@ -308,6 +308,11 @@ def _check(name, tensors, slots, missing, unexpected, strict):
         )
     if not tensors and slots:
         raise AdapterMismatchError(f"The file for adapter {name!r} holds no tensors; {len(slots)} were expected.")
+    if wrong := [k for k in slots if k in tensors and not _same_sort(tensors[k], slots[k].tensor)]:
+        raise CheckpointError(
+            f"{len(wrong)} tensors of adapter {name!r}, for example {wrong[0]!r}, are {tensors[wrong[0]].dtype}; the "
+            f"adapter needs {slots[wrong[0]].tensor.dtype}. Nothing was loaded."
+        )
     if damaged := not_finite(tensors):
         raise CheckpointError(
             f"{len(damaged)} tensors of adapter {name!r}, for example {damaged[0]!r}, have values that are not finite "
@@ -318,6 +323,11 @@ def _check(name, tensors, slots, missing, unexpected, strict):
             f"Adapter {name!r} fits only in part. Missing in the file: {missing[:5]}{'...' * (len(missing) > 5)}; "
             f"unknown to the model: {unexpected[:5]}{'...' * (len(unexpected) > 5)}. Nothing was loaded."
         )
+
+
+def _same_sort(a, b):
+    """Whether one dtype can stand for another: both are real floats, or neither is."""
+    return a.is_floating_point() == b.is_floating_point() and a.is_complex() == b.is_complex()
 
 
 def not_finite(tensors):
@@ -358,7 +368,7 @@ def get_base_model_state_dict(model):
 
 
 def set_base_model_state_dict(model, state_dict, strict=True):
-    """Put tensors, named as without adapters, into the base model. strict: RuntimeError for leftovers on either side."""
+    """Put tensors, named as without adapters, into the base model. strict: RuntimeError for leftovers."""
     prefix = tuner_parts(model)[0]
     slots = {base_key(k, prefix): s for k, s in base_slots(model).items()}
     missing = [k for k in slots if k not in state_dict]

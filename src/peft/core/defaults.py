@@ -49,4 +49,4 @@ LORA_TARGETS = {
 LORA_TARGETS = {model: names if isinstance(names, str) else list(names) for model, names in LORA_TARGETS.items()}
 
 # What to do to a prefix's keys and values by model type. Empty since transformers' caches have one layout for all.
-TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING = {}
+TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING: dict = {}

@@ -1,4 +1,4 @@
-"""What an adapter trains beside its layers: whole modules, single token rows, and the ties between embedding and head."""
+"""What an adapter trains beside its layers: whole modules, token rows, and the ties of embedding and head."""
 
 import warnings
 
@@ -6,7 +6,7 @@ from peft import registry
 from peft.core import match
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper, ModulesToSaveWrapper, TrainableTokensWrapper
-from peft.errors import PeftWarning, nearest
+from peft.errors import ConfigError, PeftWarning, nearest
 
 TASK_HEADS = ("classifier", "score", "qa_outputs")  # task classes name these whether the model has them or not
 
@@ -37,7 +37,7 @@ def add_saved_modules(model, name, config, state, empty=False):
             continue
         wrapped.append(key)
         if isinstance(module, TrainableTokensWrapper):
-            raise ValueError(
+            raise ConfigError(
                 f"{key} is in both modules_to_save and trainable_token_indices; modules_to_save trains all of it, so "
                 "leave it out of trainable_token_indices."
             )
@@ -49,7 +49,7 @@ def add_saved_modules(model, name, config, state, empty=False):
     for entry in names:
         if entry not in used and entry not in TASK_HEADS:
             warnings.warn(
-                f"modules_to_save names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, keys)}.",
+                f"modules_to_save names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, keys)}",
                 PeftWarning,
                 stacklevel=5,
             )
@@ -82,7 +82,7 @@ def _add_tokens(tuner, name, config, how):
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
         path = next((k for k, _, m in match.walk(model) if m is embedding), None)
         if path is None:
-            raise ValueError(
+            raise ConfigError(
                 "trainable_token_indices is a list, but the model does not say which layer embeds its input. "
                 "Give a dict from the layer's name to the token ids."
             )
@@ -93,10 +93,10 @@ def _add_tokens(tuner, name, config, how):
         names = match.Names([target])
         found = [(path, m) for key, path, m in match.walk(model) if names.match(key)]
         if not found:
-            raise ValueError(f"trainable_token_indices names {target!r}, which is no module of the model.")
+            raise ConfigError(f"trainable_token_indices names {target!r}, which is no module of the model.")
         for path, module in found:
             if isinstance(module, ModulesToSaveWrapper):
-                raise ValueError(
+                raise ConfigError(
                     f"{target} is in both modules_to_save and trainable_token_indices; modules_to_save trains all of "
                     "it, so leave it out of trainable_token_indices."
                 )

@@ -1,5 +1,6 @@
 """The one wrapper around a base layer: adapters by name, activation, forward, merge, for every method alike."""
 
+import math
 import warnings
 
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from peft import layers, quant
 from peft.core.adapter import Adapter
 from peft.core.state import AdapterState, Stray
-from peft.errors import AdapterError, MergeError
+from peft.errors import AdapterError, CheckpointError, ConfigError, MergeError
 
 
 class AdapterLayer(nn.Module):
@@ -34,7 +35,7 @@ class AdapterLayer(nn.Module):
         base = self.get_base_layer()
         kind = layers.find(base, param)
         if kind is None or kind.name not in self.adapter_cls.kinds:
-            raise ValueError(
+            raise ConfigError(
                 f"Target module {base} is not supported: {self.adapter_cls.__name__} adapts layers of the kinds "
                 f"{', '.join(self.adapter_cls.kinds)}. Choose its sub-layers in target_modules instead."
             )
@@ -142,12 +143,18 @@ class AdapterLayer(nn.Module):
         self.kind.added(self, name, config, autocast=autocast, empty=empty)
 
     def settle(self, name):
-        """Give the tensors of an adapter that are still on the meta device, left out by a file, their initial values."""
+        """Give what a file left out, and is still on the meta device, its initial values."""
         adapter = self.adapters[name]
         slots = [s for s in adapter.saved_slots() if s.owner is not None]
         if not any(s.tensor.is_meta for s in slots):
             return
         device = self.backend.placement(self.get_base_layer(), self.kind.param)[0]
+        size = sum(s.tensor.numel() for s in slots if s.tensor.is_meta)
+        if size > 16 * max(math.prod(self.shape), 1 << 16):  # r=10**8 in a hostile file would fill the memory
+            raise CheckpointError(
+                f"The file of adapter {name!r} leaves out {adapter.key or type(self.get_base_layer()).__name__}, whose "
+                f"settings ask for {size:,} numbers, many more than the layer has itself. They are wrong."
+            )
         filled = [(s, s.tensor.detach().clone()) for s in slots if not s.tensor.is_meta]
         for slot in slots:
             if slot.tensor.is_meta:
@@ -292,12 +299,11 @@ class AdapterLayer(nn.Module):
                     merged = self.adapted_weight([adapter], W)
                 new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
                 merged = merged.to(W.dtype)
-                if not merged.sum(dtype=torch.float32).isfinite() and not merged.isfinite().all():
-                    if safe_merge or W.isfinite().all():
-                        raise MergeError(
-                            f"NaNs detected in the merged weights. The adapter {name} seems to be broken: merging it "
-                            f"into {adapter.key or type(base).__name__} gives values that are not finite."
-                        )
+                if _not_finite(merged) and (safe_merge or not _not_finite(W)):
+                    raise MergeError(
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken: merging it into "
+                        f"{adapter.key or type(base).__name__} gives values that are not finite."
+                    )
                 new_packed = backend.pack(base, self.kind.uncanon(merged), packed)
             self._undo.append((name, packed, bias))
             backend.put(base, param, new_packed)
@@ -386,3 +392,8 @@ class AdapterLayer(nn.Module):
     def _get_name(self):
         kind = "ParamWrapper" if self.kind.name == "param" else type(self.get_base_layer()).__name__
         return f"{self.adapter_cls.prefix.rstrip('_')}.{kind}"
+
+
+def _not_finite(W):
+    """Whether W holds NaN or infinity; the sum, a tenth of the cost, tells for almost every sound weight."""
+    return not W.sum(dtype=torch.float32).isfinite() and not W.isfinite().all()

@@ -70,17 +70,17 @@ class Names:
         return [] if self.regex else sorted(self.names - self.used)
 
 
-def _compiled(pattern):
+def _compiled(pattern, shown=None):
     try:
         return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{pattern!r} is not a valid regular expression: {error}.") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{shown or pattern!r} is not a valid regular expression: {error}.") from error
 
 
 def layer_index(key, pattern=None):
     """The index of the layer that `key` lies in: the number after the list's name; None where there is none."""
     for name in [pattern] if isinstance(pattern, str) else list(pattern or []) or [r"[^.]+"]:
-        if found := re.match(rf"(?:.*\.)?{name}\.(\d+)\.", key):
+        if found := _compiled(rf"(?:.*\.)?{name}\.(\d+)\.", name).match(key):
             return int(found.group(1))
     return None
 
@@ -110,7 +110,7 @@ def target_modules(model, config, unsafe=()):
         if picked and entry != key and layer_index(key, config.layers_pattern) not in picked:
             continue
         if key.rpartition(".")[2] in unsafe:
-            raise ValueError(f"[peft] Module {key!r} is incompatible with Mamba-based models: its kernels bypass it.")
+            raise ConfigError(f"[peft] Module {key!r} is incompatible with Mamba-based models: its kernels bypass it.")
         wanted.used.add(entry)
         found.append((key, path, module))
     if not found and wanted and config.target_modules != DUMMY_TARGET_MODULES:
@@ -153,7 +153,7 @@ def target_parameters(model, names):
             full = f"{key}.{name}" if key else name
             if wanted.take(full):
                 if not key:
-                    raise ValueError(
+                    raise ConfigError(
                         f"Parameter {name!r} belongs to the model itself; only a submodule's can be adapted."
                     )
                 found.append((full, path, name))
@@ -183,7 +183,7 @@ def minimal_endings(names, others):
     """The smallest set of name endings that matches all of `names` and none of `others`."""
     names, others = list(dict.fromkeys(names)), [o.split(".") for o in others if o]
     if "" in names:
-        raise ValueError("A target name is empty; target_modules must name submodules.")
+        raise ConfigError("A target name is empty; target_modules must name submodules.")
     taken = {".".join(parts[-d:]) for parts in others for d in range(1, len(parts) + 1)}
     chosen = set()
     for name in names:
@@ -202,7 +202,7 @@ def minimal_endings(names, others):
 def pattern_value(patterns, key, default):
     """The value of the first entry of rank_pattern and its kind whose key matches `key` or its ending, as a regex."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", key):
+        if _compiled(rf"(.*\.)?({pattern})$", pattern).match(key):
             return value
     return default
 

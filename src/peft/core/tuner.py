@@ -1,4 +1,4 @@
-"""Model level: give a model's layers their adapters, switch them, merge them, take them away. One class for every method."""
+"""Model level: give a model's layers their adapters, switch them, merge them, take them away, for every method."""
 
 import warnings
 
@@ -8,7 +8,7 @@ from peft.core import extras, match
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
 from peft.core.wrappers import AuxiliaryTrainingWrapper
-from peft.errors import AdapterError, NoMatchingPeftModuleError, PeftWarning, nearest
+from peft.errors import AdapterError, ConfigError, NoMatchingPeftModuleError, PeftWarning, nearest
 
 
 class Tuner(nn.Module):
@@ -34,20 +34,25 @@ class Tuner(nn.Module):
         configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
         known = next(iter([*self.layers.values(), *self.extras.values()]), None)
         self.state = AdapterState() if known is None else getattr(known.state, "origin", known.state)
-        if known is None:
-            for p in model.parameters():
-                p.requires_grad = False
+        trained = [p for p in model.parameters() if p.requires_grad] if known is None else []
+        for p in trained:
+            p.requires_grad = False
         if hasattr(model, "peft_config") and known is not None:
             self.peft_config.update(model.peft_config if isinstance(model.peft_config, dict) else {})
-        for name, config in configs.items():
-            self.inject_adapter(
-                model,
-                name,
-                config,
-                autocast_adapter_dtype=autocast_adapter_dtype,
-                low_cpu_mem_usage=low_cpu_mem_usage,
-                state_dict=state_dict,
-            )
+        try:
+            for name, config in configs.items():
+                self.inject_adapter(
+                    model,
+                    name,
+                    config,
+                    autocast_adapter_dtype=autocast_adapter_dtype,
+                    low_cpu_mem_usage=low_cpu_mem_usage,
+                    state_dict=state_dict,
+                )
+        except BaseException:
+            for p in trained:
+                p.requires_grad = True
+            raise
         self.set_adapter([adapter_name])
 
     def __init_subclass__(cls, **kwargs):
@@ -106,7 +111,7 @@ class Tuner(nn.Module):
         if targets is None and not getattr(config, "target_parameters", None):
             model_type = getattr(getattr(self.model, "config", None), "model_type", "custom")
             if model_type not in self.target_module_mapping:
-                raise ValueError(
+                raise ConfigError(
                     f"Please specify `target_modules` in `peft_config`: there is no default for models of the type "
                     f"{model_type!r}. 'all-linear' adapts every linear layer."
                 )
@@ -119,7 +124,7 @@ class Tuner(nn.Module):
         """Raise ConfigError where a new adapter cannot share the model with those already there."""
         biased = [n for n, c in self.peft_config.items() if getattr(c, "bias", "none") != "none"]
         if len(self.peft_config) > 1 and len(biased) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"{type(self).__name__} supports only 1 adapter with bias. When using multiple adapters, "
                 f"set bias to 'none' for all but one; {biased} all train the biases of the base model."
             )
@@ -147,12 +152,12 @@ class Tuner(nn.Module):
             self._layer_at(path, module).add_adapter(name, config, key, **how)
         for key, path, parameter in in_parameters:
             self._layer_at(path, self.model.get_submodule(path), parameter).add_adapter(name, config, key, **how)
-        if not found and not in_parameters and config.target_modules != match.DUMMY_TARGET_MODULES:
-            if not (extras.only_extras(config)):
-                raise NoMatchingPeftModuleError(
-                    f"No modules were targeted for adaptation: target_modules={config.target_modules!r}, "
-                    f"target_parameters={list(parameters)!r}. Name at least one layer of the model."
-                )
+        may_be_none = config.target_modules == match.DUMMY_TARGET_MODULES or extras.only_extras(config)
+        if not found and not in_parameters and not may_be_none:
+            raise NoMatchingPeftModuleError(
+                f"No modules were targeted for adaptation: target_modules={config.target_modules!r}, "
+                f"target_parameters={list(parameters)!r}. Name at least one layer of the model."
+            )
         self._report_unused(wanted, excluded, wanted_parameters, found)
         names = config.target_modules
         if isinstance(names, set) and len(names) >= match.CONDENSE_FROM and not state_dict:
@@ -186,7 +191,7 @@ class Tuner(nn.Module):
         if by_config and {k for k, _, _ in by_config} != {k for k, _, _ in found}:
             warnings.warn(
                 "While injecting the PEFT adapters, an inconsistency was discovered between the PEFT config and the "
-                f"state_dict: the config targets {len(by_config)} modules, the file {len(found)}. The file is followed.",
+                f"state_dict: the config targets {len(by_config)} modules, the file {len(found)}. The file counts.",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -211,7 +216,7 @@ class Tuner(nn.Module):
             )
 
     def _collect(self):
-        """Rebuild the registry from the module tree. New dicts: forwards in other threads may be reading the old ones."""
+        """Rebuild the registry from the module tree. New dicts: other threads may be reading the old."""
         self._stale = False
         layers, extras = {}, {}
         for _, path, module in match.walk(self.model):
@@ -320,7 +325,10 @@ class Tuner(nn.Module):
         if name in self.state.active:
             left = tuple(n for n in self.state.active if n != name)
             if not left and (rest := [n for n in self.peft_config if n != name]):
-                warnings.warn(f"Adapter {name} was active, which is now deleted. Setting active adapter to {rest[0]}.")
+                warnings.warn(
+                    f"Adapter {name} was active, which is now deleted. Setting active adapter to {rest[0]}.",
+                    stacklevel=4,
+                )
                 left = (rest[0],)
             self.set_adapter(left)
 

@@ -1,1 +1,1 @@
-"""Bridges to the world outside the model: files, the hub, offloading, parallelism. The house's core imports none at start."""
+"""Bridges to the world outside the model: files, the hub, other libraries, several devices."""

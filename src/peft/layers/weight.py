@@ -6,6 +6,7 @@ import threading
 import torch
 from torch import nn
 
+from peft.errors import AdapterError, ConfigError
 from peft.layers.kind import Kind
 from peft.layers.linear import linear
 
@@ -43,7 +44,7 @@ class Weight(Kind):
         base = layer.get_base_layer()
         W = getattr(base, self.param)
         if W.ndim not in (2, 3):
-            raise ValueError(f"Parameter {self.param!r} has {W.ndim} dimensions; only 2 or 3 can be adapted.")
+            raise ConfigError(f"Parameter {self.param!r} has {W.ndim} dimensions; only 2 or 3 can be adapted.")
         self.ndim, self.in_out = W.ndim, bool(getattr(base, "is_transposed", False))
         self.experts = W.shape[0] if W.ndim == 3 else 1
 
@@ -83,7 +84,7 @@ class Weight(Kind):
             return layer.base_layer(x, *args, **kwargs)
 
     def mixed(self, layer, plan, x, *args, **kwargs):
-        raise ValueError(
+        raise AdapterError(
             f"adapter_names cannot choose an adapter per sample here: {type(layer.get_base_layer()).__name__} is "
             "adapted through its weight, which all samples share. Run one batch per adapter."
         )
@@ -104,7 +105,7 @@ class MHA(Weight):
     def attach(self, layer):
         base = layer.get_base_layer()
         if not base._qkv_same_embed_dim:
-            raise ValueError("Only same embed for query/key/value is supported as of now for MultiheadAttention.")
+            raise ConfigError("Only same embed for query/key/value is supported as of now for MultiheadAttention.")
         super().attach(layer)
         base.out_proj = type(layer)(base.out_proj, state=layer.state)
         base.out_proj.owned = True

@@ -13,6 +13,7 @@ from peft.core.adapter import Derived, Param, Reweight, Val
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.enums import PeftType
+from peft.errors import ConfigError
 from peft.registry import register
 
 
@@ -47,9 +48,9 @@ class TrainableTokens(Reweight):
     def build(self, c, where):
         vocabulary, dim = self.base.weight.shape
         if out_of_range := [i for i in c.token_indices if not 0 <= i < vocabulary]:
-            raise ValueError(f"token_indices {out_of_range} are outside the vocabulary of {vocabulary} tokens.")
+            raise ConfigError(f"token_indices {out_of_range} are outside the vocabulary of {vocabulary} tokens.")
         if len(set(c.token_indices)) != len(c.token_indices):
-            raise ValueError("token_indices names a token twice.")
+            raise ConfigError("token_indices names a token twice.")
         self.token_indices = list(c.token_indices)
         where = {**where, "dtype": self.base.weight.dtype}
         self.trainable_tokens_delta = nn.Parameter(torch.empty(len(c.token_indices), dim, **where))

@@ -1,4 +1,4 @@
-"""Mixed batches: the factors of several adapters stacked, so that all rows of a batch go through two batched products."""
+"""Mixed batches: the factors of several adapters stacked, so that all rows go through two batched products."""
 
 import torch
 
@@ -6,7 +6,7 @@ from peft.ops.sources import Sources
 
 
 class Bank:
-    """A (adapters, in, r) and s·B (adapters, r, out) of one layer for one tuple of adapters, short ranks zero-padded."""
+    """A (adapters, in, r) and s·B (adapters, r, out) of one layer and tuple of adapters, short ranks zero-padded."""
 
     def __init__(self, layer, adapters, factors, dtype):
         rank = max(f.A.shape[0] for f in factors)

@@ -181,7 +181,7 @@ class LinearLowRank(torch.autograd.Function):
     @staticmethod
     def _differentiable_backward(ctx, g):
         x, W, A, B, _, c, _, mask = ctx.saved_tensors
-        bias, extra_bias = ctx.has
+        _, extra_bias = ctx.has
         x2, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         dropped = x2 if mask is None else x2 * mask
         h = dropped @ A.to(g.dtype).t()

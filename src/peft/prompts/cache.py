@@ -26,13 +26,11 @@ def name_of(base):
     )
 
 
-def states(base, encoder, batch_size):
-    """[(keys, values)] by layer, as wide as the layer's attention has them."""
-    pairs = encoder.key_values(batch_size, base.dtype)
+def states(base, encoder, table, layer, batch_size):
+    """(keys, values) of one layer, as wide as its attention has them."""
+    pair = encoder.key_values(table.to(base.dtype), layer, batch_size)
     widths = by_layer(text_config(base), "head_dim")
-    if len(set(widths)) == 1:
-        return pairs
-    return [tuple(t[..., :width] for t in pair) for pair, width in zip(pairs, widths)]
+    return pair if len(set(widths)) == 1 else tuple(t[..., : widths[layer]] for t in pair)
 
 
 def filled(base, encoder, batch_size, cache=None):
@@ -48,10 +46,11 @@ def filled(base, encoder, batch_size, cache=None):
             "A prefix needs a cache that can grow; this one, a static cache, has no room for the virtual tokens. "
             "Leave out cache_implementation='static'."
         )
-    for i, (keys, values) in enumerate(states(base, encoder, batch_size)):
+    table = encoder.table()
+    for i in range(encoder.layers):
         # layers that share the keys of another, and linear attention, hold none of their own
         if i >= len(into.layers) or isinstance(into.layers[i], DynamicLayer):
-            into.update(keys, values, i)
+            into.update(*states(base, encoder, table, i, batch_size), i)
     return cache
 
 
@@ -96,7 +95,7 @@ def fixed(base, encoder, batch_size, cache=None):
 
 
 def _layer_states(base, encoder, batch_size, layer):
-    return states(base, encoder, batch_size)[layer]
+    return states(base, encoder, encoder.table(), layer, batch_size)
 
 
 def check_read(cache, length):

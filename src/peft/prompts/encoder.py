@@ -10,8 +10,8 @@ class PromptEncoder(nn.Module):
     """Makes the prompt of one adapter; lives at `PeftModel.prompt_encoder[name]`.
 
     where = "embeds": forward(batch_size, task_ids) gives (batch, virtual tokens, dim), put in front of the input's
-    embeddings. where = "cache": key_values(batch_size, dtype) gives a (keys, values) pair per layer, each
-    (batch, heads, virtual tokens, head dim), which attention finds in front of its own.
+    embeddings. where = "cache": key_values(table, layer, batch_size) gives (keys, values) of each of the `layers`, both
+    (batch, heads, virtual tokens, head dim), which its attention finds in front of its own.
     """
 
     where = "embeds"

@@ -87,16 +87,14 @@ class PrefixEncoder(PromptEncoder):
             )
         super().load_table(table)
 
-    def key_values(self, batch_size, dtype):
-        """[(keys, values)] by layer, each (batch, heads, virtual tokens, head dim)."""
-        table = self.table().to(dtype)
-        table = table.view(table.shape[0], self.layers * 2, self.heads, -1).permute(1, 2, 0, 3)
-        parts = table.unsqueeze(1).expand(-1, batch_size, -1, -1, -1)
+    def key_values(self, table, layer, batch_size):
+        """(keys, values) of one layer, each (batch, heads, virtual tokens, head dim)."""
+        parts = table.view(table.shape[0], self.layers * 2, self.heads, -1)
         # Files of encoder-decoder models are read with a stride for cross-attention, which gets no prefix: every other
         # pair is skipped, and the table read twice over. Trained prefixes rely on it.
-        stride = 2 * (self.submodules or 1)
-        first = [(layer * stride) % len(parts) for layer in range(self.layers)]
-        return [(parts[i], parts[i + 1]) for i in first]
+        first = 2 * layer * self.submodules % (2 * self.layers)
+        pair = parts[:, first : first + 2].permute(1, 2, 0, 3)
+        return tuple(t.expand(batch_size, -1, -1, -1) for t in pair)
 
 
 register("PREFIX_TUNING", PrefixTuningConfig, encoder=PrefixEncoder)

@@ -2,7 +2,7 @@
 
 from peft.quant.backend import Plain
 
-BACKENDS = []  # quantized ones first match wins; `Plain` owns the rest
+BACKENDS: list[type[Plain]] = []  # quantized ones first match wins; `Plain` owns the rest
 
 
 def find(base):

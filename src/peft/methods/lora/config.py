@@ -10,6 +10,8 @@ from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.methods.lora.inits import check_init
 
+MAX_RANK, MAX_LAYERS = 1 << 30, 4096  # far beyond any use: what a damaged or hostile file may ask for
+
 
 @dataclass
 class LoraRuntimeConfig:
@@ -102,12 +104,12 @@ class LoraConfig(TargetConfig):
     def __post_init__(self):
         super().__post_init__()
         self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
-        check_range(self, "r", 1)
+        check_range(self, "r", 1, MAX_RANK)
         check_range(self, "lora_alpha")
         check_range(self, "lora_dropout", 0, 1)
         for name in ("rank_pattern", "alpha_pattern"):
             for key, value in getattr(self, name).items():
-                if value != value or (name == "rank_pattern" and value < 1):
+                if value != value or (name == "rank_pattern" and not 1 <= value <= MAX_RANK):
                     raise ConfigError(f"LoraConfig.{name}[{key!r}] must be a positive number, got {value!r}.")
         used = [n for n in self.NOT_HERE if getattr(self, n) and not (n.endswith("_config") and getattr(self, n) == {})]
         if used:
@@ -126,6 +128,8 @@ class LoraConfig(TargetConfig):
         if self.init_lora_weights == "orthogonal" and self.r % 2:
             raise ConfigError(f"init_lora_weights='orthogonal' needs an even r, got {self.r}.")
         if self.layer_replication:
+            if sum(end - start for start, end in self.layer_replication) > MAX_LAYERS:
+                raise ConfigError(f"LoraConfig.layer_replication asks for more than {MAX_LAYERS} layers.")
             self.layer_replication = [tuple(span) for span in self.layer_replication]
 
     def scaling(self, r, alpha):

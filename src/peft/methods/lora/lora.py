@@ -11,6 +11,7 @@ from peft.core.adapter import Additive, Derived, Mod, Param, Slot, Val
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
+from peft.errors import ConfigError
 from peft.methods.lora import inits
 from peft.methods.lora.config import LoraConfig
 from peft.ops import lowrank
@@ -84,14 +85,14 @@ class Lora(Additive):
             unfit = [n for n in ("lora_bias", "use_dora", "fan_in_fan_out") if getattr(c, n)]
             unfit += ["lora_dropout"] if c.lora_dropout and self.kind.name == "param" else []
             if unfit:
-                raise ValueError(
+                raise ConfigError(
                     f"{unfit[0]} does not work for {self.key}: the layer reads its weight itself, so LoRA can only "
                     f"change that weight. Leave {unfit[0]} at its default for target_parameters and attention modules."
                 )
         if self.kind.name == "embedding" and c.lora_bias:
-            raise ValueError(f"lora_bias=True is not supported for the embedding {self.key}.")
+            raise ConfigError(f"lora_bias=True is not supported for the embedding {self.key}.")
         if c.use_dora and self.kind.name == "conv" and getattr(self.base, "groups", 1) > 1:
-            raise ValueError(f"use_dora=True is not supported for {self.key}: it is a convolution with groups.")
+            raise ConfigError(f"use_dora=True is not supported for {self.key}: it is a convolution with groups.")
 
     def derive(self, c):
         if self.mode in (True, False) or self.layer.base_layer is None:
@@ -134,7 +135,7 @@ class Lora(Additive):
         for value in ("r", "lora_alpha", "scaling", "use_rslora", "use_dora", "lora_bias"):
             setattr(adapter, value, getattr(twin, value))
         if adapter.use_dora:
-            raise ValueError("ensure_weight_tying=True is not supported with use_dora=True.")
+            raise ConfigError("ensure_weight_tying=True is not supported with use_dora=True.")
         adapter.twin, adapter.frozen = twin, twin.frozen
         layer.adapters[name] = adapter
         layer._changed()
@@ -312,7 +313,7 @@ class LoraModel(Tuner):
             and config.target_parameters
             and sorted(others[0].target_parameters or ()) != sorted(config.target_parameters)
         ):
-            raise ValueError(
+            raise ConfigError(
                 "All adapters of a model must have the same target_parameters: "
                 f"{sorted(others[0].target_parameters or ())} is there, {sorted(config.target_parameters)} is new."
             )

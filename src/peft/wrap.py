@@ -1,0 +1,57 @@
+"""get_peft_model: a model in, a PeftModel out."""
+
+import warnings
+
+from peft.core.layer import AdapterLayer
+from peft.model import PeftModel
+
+
+def get_peft_model(
+    model,
+    peft_config,
+    adapter_name="default",
+    mixed=False,
+    autocast_adapter_dtype=True,
+    revision=None,
+    low_cpu_mem_usage=False,
+):
+    """Give a model an adapter: freeze the model, and return it wrapped so that the adapter is trained.
+
+    The class follows from peft_config.task_type. mixed: a PeftMixedModel, which can hold several methods.
+    autocast_adapter_dtype: adapter weights of a half-precision model are float32. low_cpu_mem_usage: on the meta
+    device, for a loader. Raises ConfigError, NoMatchingPeftModuleError or ValueError where config and model do not fit.
+    """
+    from peft.tasks import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+    if hasattr(model, "peft_config") and any(isinstance(m, AdapterLayer) for m in model.modules()):
+        warnings.warn(
+            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
+            "different config, make sure to call `.unload()` before.",
+            stacklevel=2,
+        )
+    if revision is not None:
+        peft_config.revision = revision
+    name = model.__dict__.get("name_or_path") or getattr(getattr(model, "config", None), "_name_or_path", None)
+    if name and peft_config.base_model_name_or_path != name:
+        if peft_config.base_model_name_or_path:
+            warnings.warn(
+                f"The PEFT config's `base_model_name_or_path` was renamed from "
+                f"'{peft_config.base_model_name_or_path}' to '{name}'. Please ensure that the correct base model is "
+                "loaded when loading this checkpoint.",
+                stacklevel=2,
+            )
+        peft_config.base_model_name_or_path = name
+    if mixed:
+        from peft.mixed import PeftMixedModel
+
+        return PeftMixedModel(
+            model, peft_config, adapter_name=adapter_name, autocast_adapter_dtype=autocast_adapter_dtype
+        )
+    cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(peft_config.task_type, PeftModel)
+    return cls(
+        model,
+        peft_config,
+        adapter_name=adapter_name,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+    )
