@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import peft
 from peft.errors import CheckpointError
-from peft.integrations import files
+from peft.storage import files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill -9")
 

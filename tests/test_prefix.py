@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import FIXTURES, offline, python, upstream_python
 from make_prefix import CASES, LEFT, PROJECTED, SIDES, TOKENS, batch, fill, generated
+from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 
@@ -95,6 +96,9 @@ def test_file_equals_upstreams(name, tmp_path):
 @pytest.mark.skipif(upstream_python() is None, reason="no environment with upstream peft")
 @pytest.mark.parametrize("name", ["llama_projected", "t5"])
 def test_upstream_reads_our_file(name, tmp_path):
+    tell = "import importlib.metadata as m; print(m.version('transformers'))"
+    if Version(python("-c", tell, interpreter=upstream_python()).strip()) >= Version("5.24"):
+        pytest.skip("upstream's prompts do not work there: transformers 5.24 renamed past_key_values")
     model = build(name).eval()
     model.save_pretrained(tmp_path / "adapter")
     script = [make_prefix.__file__, "read", str(tmp_path / "adapter"), name, str(tmp_path / "out")]

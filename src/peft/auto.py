@@ -4,8 +4,8 @@ import importlib
 import os
 
 from peft.config import PeftConfig
-from peft.integrations import hub
 from peft.model import PeftModel
+from peft.storage import hub
 from peft.tasks import (
     PeftModelForCausalLM,
     PeftModelForFeatureExtraction,
@@ -60,6 +60,7 @@ class AutoPeftModel:
 
         revision: of the adapter. kwargs go to both loads. Raises ValueError where the config's task is another.
         """
+        checks = {k: kwargs.pop(k) for k in ("strict", "check_base", "key_mapping") if k in kwargs}
         options, _ = hub.split_options(kwargs)
         peft_config = PeftConfig.from_pretrained(pretrained_model_name_or_path, **{**options, "revision": revision})
         target = cls._target_class_for(peft_config)
@@ -72,6 +73,7 @@ class AutoPeftModel:
             is_trainable=is_trainable,
             config=config,
             revision=revision,
+            **checks,
             **kwargs,
         )
 

@@ -2,7 +2,7 @@
 
 import os
 
-from peft.integrations.files import commit_files
+from peft.storage.files import commit_files
 from peft.version import __version__
 
 BODY = """# {method} adapter{for_base}
@@ -36,12 +36,13 @@ def model_card(model, folder):
 
     data, text = _read(os.path.join(folder, "README.md"))
     config = next(iter(model.peft_config.values()))
+    method = str(getattr(config.peft_type, "value", config.peft_type))
     base_name = config.base_model_name_or_path or ""
     base_name = base_name if isinstance(base_name, str) and "\n" not in base_name else ""
     data["base_model"] = base_name
     data["library_name"] = "peft"
     tags = set(data.get("tags") or ()) if isinstance(data.get("tags"), list) else set()
-    tags |= {f"base_model:adapter:{base_name}", config.peft_type.value.lower()}
+    tags |= {f"base_model:adapter:{base_name}", method.lower()}
     base = model.get_base_model()
     if hasattr(base, "config") and type(base).__module__.startswith("transformers."):
         tags.add("transformers")
@@ -52,7 +53,7 @@ def model_card(model, folder):
         task_classes = {"CAUSAL_LM": "CausalLM", "SEQ_2_SEQ_LM": "Seq2SeqLM", "SEQ_CLS": "SequenceClassification"}
         suffix = task_classes.get(config.task_type)
         text = BODY.format(
-            method=config.peft_type.value,
+            method=method,
             for_base=f" for `{base_name}`" if base_name else "",
             auto_class=f"AutoPeftModelFor{suffix}" if suffix else "AutoPeftModel",
         )

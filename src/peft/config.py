@@ -11,26 +11,12 @@ from typing import ClassVar
 from peft import registry
 from peft.core.validate import check_fields
 from peft.enums import PeftType, TaskType
-from peft.errors import CheckpointError, ConfigError
-from peft.integrations import hub
+from peft.errors import ConfigError
+from peft.storage import hub
+from peft.storage.files import read_json
 from peft.version import __version__
 
 CONFIG_NAME = "adapter_config.json"
-MAX_CONFIG_BYTES = 1 << 20  # a real one has a few KB; a file that claims more is an attack or a mistake
-
-
-def read_config_file(path):
-    """The dict in a JSON config file. Raises CheckpointError, naming the file, where it is not one."""
-    try:
-        if os.path.getsize(path) > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes: that is no adapter config.")
-        with open(path, encoding="utf-8") as f:
-            data = json.load(f)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}. Save the adapter again.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found {type(data).__name__}.")
-    return data
 
 
 @dataclass
@@ -77,7 +63,7 @@ class PeftConfigMixin(hub.Pushable):
 
         auto_mapping_dict: what to store as auto_mapping. With push_to_hub=True further arguments go to the hub.
         """
-        from peft.integrations.files import commit_files
+        from peft.storage.files import commit_files
 
         if os.path.isfile(save_directory):
             raise AssertionError(f"{save_directory} is a file; save_pretrained needs a folder.")
@@ -111,7 +97,7 @@ class PeftConfigMixin(hub.Pushable):
     @classmethod
     def from_json_file(cls, path_json_file, **kwargs):
         """The dict in an adapter_config.json."""
-        return read_config_file(path_json_file)
+        return read_json(path_json_file)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **kwargs):
@@ -125,7 +111,7 @@ class PeftConfigMixin(hub.Pushable):
         if path is None:
             where = f"{pretrained_model_name_or_path}" + (f"/{subfolder}" if subfolder else "")
             raise ValueError(f"Can't find '{CONFIG_NAME}' at '{where}'")
-        return cls.from_peft_type(**{**extra, **read_config_file(path)})
+        return cls.from_peft_type(**{**extra, **read_json(path)})
 
     @classmethod
     def _get_peft_type(cls, model_id, **hub_options):

@@ -1,13 +1,12 @@
 """Load adapters into models: `PeftModel.from_pretrained` and `load_adapter`."""
 
-import os
 import warnings
 
 from peft.config import PeftConfig
 from peft.core import checkpoint, extras
 from peft.core.wrappers import ModulesToSaveWrapper
 from peft.errors import PeftWarning
-from peft.integrations import hub, provenance
+from peft.storage import hub, provenance
 from peft.weights import load_peft_weights
 
 
@@ -113,9 +112,7 @@ class Loadable:
                 **options,
             )
             if check_base:
-                subfolder = options.get("subfolder")
-                folder = os.path.join(model_id, subfolder) if subfolder else os.fspath(model_id)
-                path = hub.cached_file(folder, provenance.FILE_NAME)
+                path = hub.find_file(model_id, provenance.FILE_NAME, **options)
                 layers = {} if self._is_prompt_learning else self.base_model.layers
                 provenance.check(self.get_base_model(), layers, adapter_name, path)
             self._make_room_for_tokens(tensors)

@@ -11,8 +11,8 @@ from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
 from peft.errors import AdapterError, PeftWarning
-from peft.integrations import hub
 from peft.loading import Loadable
+from peft.storage import hub
 
 
 class PeftModel(Loadable, hub.Pushable, nn.Module):

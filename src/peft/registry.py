@@ -51,6 +51,11 @@ def method(peft_type):
     return _METHODS[name]
 
 
+def loaded():
+    """The methods that were asked for, or registered from outside, so far."""
+    return list(_METHODS.values())
+
+
 def names():
     """All known method names, imported or not."""
     return {*BUILT_IN, *_METHODS}

@@ -10,8 +10,8 @@ from peft.card import model_card
 from peft.config import CONFIG_NAME
 from peft.core.checkpoint import get_peft_model_state_dict
 from peft.errors import CheckpointError
-from peft.integrations import hub, provenance
-from peft.integrations.files import commit_files
+from peft.storage import hub, provenance
+from peft.storage.files import commit_files
 from peft.weights import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 

@@ -7,7 +7,7 @@ import torch
 
 from peft.core.checkpoint import PREFIX
 from peft.errors import CheckpointError
-from peft.integrations import hub
+from peft.storage import hub
 
 WEIGHTS_NAME = "adapter_model.bin"
 SAFETENSORS_WEIGHTS_NAME = "adapter_model.safetensors"

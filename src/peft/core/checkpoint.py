@@ -11,6 +11,8 @@ from peft.core.adapter import Slot, module_slots
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper
 from peft.errors import AdapterMismatchError, CheckpointError, PeftWarning, nearest
+from peft.storage import hub
+from peft.storage.files import read_json
 
 PREFIX = "base_model.model."  # how file keys of a wrapped model begin
 EMBEDDING_LAYER_NAMES = ["embed_tokens", "lm_head"]
@@ -183,14 +185,10 @@ def _resized(base, config):
     origin = config.base_model_name_or_path
     if size is None or not origin:
         return False
-    from peft.integrations.hub import cached_file
-
-    path = cached_file(origin, "config.json", revision=getattr(config, "revision", None))
+    path = hub.cached_file(origin, "config.json", revision=getattr(config, "revision", None))
     if path is None:
         return False
-    from peft.config import read_config_file
-
-    before = read_config_file(path).get("vocab_size")
+    before = read_json(path).get("vocab_size")
     if before is not None and before != size:
         warnings.warn(
             "Setting `save_embedding_layers` to `True` as the embedding layer has been resized during finetuning.",

@@ -347,8 +347,13 @@ class AdapterLayer(nn.Module):
     def _apply(self, fn, recurse=True):
         """`.to()` and friends also reach what a merge has put aside."""
         super()._apply(fn, recurse)
-        moved = {id(p): nn.Parameter(fn(p.data), p.requires_grad) for _, *ps in self._undo for p in ps if p is not None}
-        self._undo = [(n, *(p if p is None else moved[id(p)] for p in ps)) for n, *ps in self._undo]
+        moved = {
+            id(p): nn.Parameter(fn(p.data), p.requires_grad)
+            for _, *kept in self._undo
+            for p in kept
+            if type(p) is nn.Parameter  # what a quantization library keeps moves with that library's own means
+        }
+        self._undo = [(n, *(moved.get(id(p), p) for p in kept)) for n, *kept in self._undo]
         self.banks.clear()
         return self
 

@@ -1,10 +1,11 @@
 """Which modules and parameters of a model a config targets."""
 
 import re
+import warnings
 
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper
-from peft.errors import ConfigError, NoMatchingPeftModuleError, nearest
+from peft.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning, nearest
 
 ALL_LINEAR = "all-linear"
 DUMMY_TARGET_MODULES = "dummy-target-modules"  # matches nothing, and may
@@ -158,6 +159,40 @@ def target_parameters(model, names):
                     )
                 found.append((full, path, name))
     return found, wanted
+
+
+def targets_of_file(model, prefix, tensors, by_config):
+    """[(key, path, module)] named by the keys of an adapter file; a warning where the config names others."""
+    named = {k.partition(f".{prefix}")[0].removeprefix("base_model.model.") for k in tensors if f".{prefix}" in k}
+    found = [target for target in walk(model) if target[0] in named]
+    if by_config and {k for k, _, _ in by_config} != {k for k, _, _ in found}:
+        warnings.warn(
+            "While injecting the PEFT adapters, an inconsistency was discovered between the PEFT config and the "
+            f"state_dict: the config targets {len(by_config)} modules, the file {len(found)}. The file counts.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return found
+
+
+def warn_unused(model, modules, excluded, parameters):
+    """Warn about entries of the config's target and exclude lists (`Names`) that match nothing."""
+    for what, entries in (("target_modules", modules), ("target_parameters", parameters)):
+        for entry in entries.unused():
+            names = [key for key, _, _ in walk(model)]
+            if any(f".{key}".endswith(f".{entry}") for key in names):
+                continue  # it does, but so does a longer entry
+            warnings.warn(
+                f"{what} names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, names)}.",
+                PeftWarning,
+                stacklevel=5,
+            )
+    if excluded and not excluded.used:
+        warnings.warn(
+            f"You have passed exclude_modules={excluded.spec} but no modules were excluded. Please check that "
+            "exclude_modules was set correctly.",
+            stacklevel=5,
+        )
 
 
 def all_linear(model, task_type=None):

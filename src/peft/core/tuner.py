@@ -8,7 +8,7 @@ from peft.core import extras, match
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
 from peft.core.wrappers import AuxiliaryTrainingWrapper
-from peft.errors import AdapterError, ConfigError, NoMatchingPeftModuleError, PeftWarning, nearest
+from peft.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
 
 
 class Tuner(nn.Module):
@@ -144,7 +144,7 @@ class Tuner(nn.Module):
                 if not parameters and not state_dict:
                     raise
         if state_dict:
-            found = self._targets_of_file(state_dict, found)
+            found = match.targets_of_file(self.model, self.layer_cls.adapter_cls.prefix, state_dict, found)
         in_parameters, wanted_parameters = [], match.Names(None)
         if parameters:
             in_parameters, wanted_parameters = match.target_parameters(self.model, parameters)
@@ -158,7 +158,7 @@ class Tuner(nn.Module):
                 f"No modules were targeted for adaptation: target_modules={config.target_modules!r}, "
                 f"target_parameters={list(parameters)!r}. Name at least one layer of the model."
             )
-        self._report_unused(wanted, excluded, wanted_parameters, found)
+        match.warn_unused(self.model, wanted if found else match.Names(None), excluded, wanted_parameters)
         names = config.target_modules
         if isinstance(names, set) and len(names) >= match.CONDENSE_FROM and not state_dict:
             keys = {k for k, _, _ in found}
@@ -180,40 +180,6 @@ class Tuner(nn.Module):
         match.put(self.model, path, new)
         self._stale = True
         return new
-
-    def _targets_of_file(self, state_dict, by_config):
-        """Targets named by the keys of an adapter file."""
-        prefix = self.layer_cls.adapter_cls.prefix
-        named = {
-            k.partition(f".{prefix}")[0].removeprefix("base_model.model.") for k in state_dict if f".{prefix}" in k
-        }
-        found = [t for t in match.walk(self.model) if t[0] in named]
-        if by_config and {k for k, _, _ in by_config} != {k for k, _, _ in found}:
-            warnings.warn(
-                "While injecting the PEFT adapters, an inconsistency was discovered between the PEFT config and the "
-                f"state_dict: the config targets {len(by_config)} modules, the file {len(found)}. The file counts.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        return found
-
-    def _report_unused(self, wanted, excluded, parameters, found):
-        for what, entries in (("target_modules", wanted), ("target_parameters", parameters)):
-            for entry in entries.unused() if found or what == "target_parameters" else ():
-                names = [key for key, _, _ in match.walk(self.model)]
-                if any(f".{key}".endswith(f".{entry}") for key in names):
-                    continue  # it does, but so does a longer entry
-                warnings.warn(
-                    f"{what} names {entry!r}, which matches nothing in the model. Nearest: {nearest(entry, names)}.",
-                    PeftWarning,
-                    stacklevel=4,
-                )
-        if excluded and not excluded.used:
-            warnings.warn(
-                f"You have passed exclude_modules={excluded.spec} but no modules were excluded. Please check that "
-                "exclude_modules was set correctly.",
-                stacklevel=4,
-            )
 
     def _collect(self):
         """Rebuild the registry from the module tree. New dicts: other threads may be reading the old."""

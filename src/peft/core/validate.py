@@ -14,10 +14,12 @@ UNIONS = (typing.Union, types.UnionType)
 def check_fields(config):
     """Raise ConfigError, naming the field, where a value does not have its field's declared type."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not fits(value, field.type):
+        value, hint = getattr(config, field.name), field.type
+        if isinstance(hint, str):  # the file has `from __future__ import annotations`
+            hint = typing.get_type_hints(type(config))[field.name]
+        if not fits(value, hint):
             raise ConfigError(
-                f"{type(config).__name__}.{field.name} must be {describe(field.type)}, "
+                f"{type(config).__name__}.{field.name} must be {describe(hint)}, "
                 f"got {value!r} of type {type(value).__name__}."
             )
 

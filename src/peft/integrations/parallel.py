@@ -32,7 +32,7 @@ def fsdp_auto_wrap_policy(model):
     classes = {type(m).__name__: type(m) for m in model.modules() if type(m).__name__ in names}
     if missing := sorted(names - set(classes)):
         raise TypeError(f"Could not find the transformer layer class to wrap in the model: {', '.join(missing)}.")
-    encoders = {m.encoder for m in registry._METHODS.values() if m.encoder is not None}
+    encoders = {m.encoder for m in registry.loaded() if m.encoder is not None}
     return functools.partial(
         _or_policy,
         policies=[

@@ -29,7 +29,8 @@ class Folded:
     def __init__(self, layer, active):
         W = layer._modules["base_layer"]._parameters
         scaling = layer.__dict__.get("scaling", {})
-        places = [(W, "weight", W["weight"], W, "weight", W["weight"]), *(p for a in active for p in a.places())]
+        places = [(W, key, t, W, key, t) for key, t in W.items() if t is not None]
+        places += [p for a in active for p in a.places()]
         self.active = active
         self.sources = Sources(places, [(scaling, a.name) for a in active])
         self.calls = 0

@@ -35,7 +35,12 @@ class Plain:
         base._parameters[param] = packed
 
     def unpack(self, base, packed):
-        """The weight as a float tensor in storage layout."""
+        """The weight as a float tensor in storage layout. Raises MergeError for one that only its library can read."""
+        if not packed.is_floating_point():
+            raise MergeError(
+                f"A weight stored as {packed.dtype} cannot be read: this version of peft knows no backend for it. "
+                "Load the base model unquantized to merge, or to initialise from its weights."
+            )
         return packed.detach()
 
     def pack(self, base, W, old):

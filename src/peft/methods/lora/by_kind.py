@@ -1,6 +1,6 @@
 """Upstream's LoRA classes per kind of base layer, for isinstance and for adapting a single layer by hand."""
 
-from peft.compat import OfKind
+from peft.core.of_kind import OfKind
 from peft.methods.lora.config import LoraConfig
 from peft.methods.lora.lora import LoraLayer
 

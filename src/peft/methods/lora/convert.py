@@ -9,8 +9,8 @@ from peft.config import CONFIG_NAME
 from peft.core import match
 from peft.core.checkpoint import registry_of, tuner_parts
 from peft.errors import AdapterError, PeftWarning
-from peft.integrations.files import commit_files
 from peft.methods.lora.config import LoraConfig
+from peft.storage.files import commit_files
 from peft.weights import SAFETENSORS_WEIGHTS_NAME
 
 

@@ -8,6 +8,7 @@ A crash before 2 leaves the old files; after 2, `settle` (run before each read a
 """
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -16,6 +17,7 @@ import uuid
 from peft.errors import CheckpointError
 
 COMMIT, STAGING = ".peft-commit", ".peft-save-"
+MAX_JSON_BYTES = 1 << 20  # a real config has a few KB; a file that claims more is an attack or a mistake
 ABANDONED_AFTER = 3600  # seconds: a staging folder this old belongs to a save that died
 
 
@@ -110,3 +112,17 @@ def _flush_folder(folder):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def read_json(path):
+    """The dict in a JSON config file. Raises CheckpointError, naming the file, where it is not one."""
+    try:
+        if os.path.getsize(path) > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes: that is no adapter config.")
+        with open(path, encoding="utf-8") as f:
+            data = json.load(f)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}. Save the adapter again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, found {type(data).__name__}.")
+    return data

@@ -29,7 +29,7 @@ def find_file(model_id, name, subfolder=None, **options):
     """Path of file `name` of a local folder or hub repository, downloaded if need be; None where there is none."""
     folder = os.path.join(model_id, subfolder) if subfolder else os.fspath(model_id)
     if os.path.isdir(model_id):
-        from peft.integrations.files import settle
+        from peft.storage.files import settle
 
         settle(folder)
         path = os.path.join(folder, name)
