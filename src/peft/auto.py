@@ -41,8 +41,7 @@ class AutoPeftModel:
 
     def __init__(self, *args, **kwargs):
         raise OSError(
-            f"{type(self).__name__} is designed to be instantiated using the "
-            f"`{type(self).__name__}.from_pretrained(pretrained_model_name_or_path)` method."
+            f"{type(self).__name__} has no instances of its own; call {type(self).__name__}.from_pretrained(adapter)."
         )
 
     @classmethod
@@ -86,8 +85,7 @@ class AutoPeftModel:
             found = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(peft_config.task_type)
             if found is not None and found.__name__ != expected:
                 raise ValueError(
-                    f"Expected target PEFT class: {expected}, but you have asked for: {found.__name__} make sure that "
-                    "you are loading the correct model for your task type."
+                    f"The adapter's task_type is {peft_config.task_type}: that is for {found.__name__}, not {expected}."
                 )
             return getattr(importlib.import_module("transformers"), cls._target_class)
         mapping = peft_config.auto_mapping
@@ -99,8 +97,8 @@ class AutoPeftModel:
             return getattr(importlib.import_module("transformers"), auto._target_class)
         if not mapping:
             raise ValueError(
-                "Cannot infer the auto class from the config, please make sure that you are loading the correct model "
-                "for your task type: its config has neither task_type nor auto_mapping."
+                "The adapter's config has neither task_type nor auto_mapping, so it does not tell the class of its "
+                "base model. Load the base model yourself and pass it to PeftModel.from_pretrained."
             )
         check_import_allowlist(mapping["parent_library"])
         return getattr(importlib.import_module(mapping["parent_library"]), mapping["base_model_class"])

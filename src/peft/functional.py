@@ -28,7 +28,9 @@ def inject_adapter_in_model(
     on the meta device. Raises ValueError for methods that adapt the model's inputs and so need a PeftModel.
     """
     if peft_config.is_prompt_learning or peft_config.is_adaption_prompt:
-        raise ValueError("`create_and_replace` does not support prompt learning and adaption prompt yet.")
+        raise ValueError(
+            "Prompt methods cannot be injected, as they adapt the inputs and not the layers; use get_peft_model."
+        )
     if peft_config.peft_type not in registry.PEFT_TYPE_TO_TUNER_MAPPING:
         raise ValueError(f"{peft_config.peft_type} adapters cannot be injected; use get_peft_model.")
     tuner = registry.method(peft_config.peft_type).tuner(

@@ -187,14 +187,10 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         size = _batch_size(args, kwargs)
         names = [adapter_names] * (size or 1) if isinstance(adapter_names, str) else list(adapter_names)
         if size is not None and size != len(names):
-            raise AdapterError(
-                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(names)} and "
-                f"{size} respectively."
-            )
+            raise AdapterError(f"adapter_names needs one name a sample: got {len(names)} names for {size} samples.")
         if unknown := sorted(set(names) - {Call.BASE} - set(self.peft_config)):
             raise AdapterError(
-                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}; there are "
-                f"{list(self.peft_config)}."
+                f"adapter_names asks for unknown adapters: {', '.join(unknown)}; there are {list(self.peft_config)}."
             )
         checkpointing = torch.is_grad_enabled() and is_checkpointing(self.get_base_model())
         return self.state.during(Call(names), replay=checkpointing)
@@ -260,8 +256,8 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             )
         if peft_config.peft_type != self.peft_type:
             raise ValueError(
-                f"Cannot combine adapters with different peft types. Found {self.peft_type} and "
-                f"{peft_config.peft_type}. PeftMixedModel can."
+                f"This model holds {self.peft_type} adapters, and cannot take one of {peft_config.peft_type}. "
+                "PeftMixedModel holds several."
             )
         if adapter_name in self.peft_config:
             raise AdapterError(f"Adapter with name '{adapter_name}' already exists.")

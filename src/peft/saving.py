@@ -34,13 +34,10 @@ def save_pretrained(
     Raises ValueError for unknown adapters, CheckpointError, naming tensor or path, where nothing sound can be written.
     """
     if os.path.isfile(save_directory):
-        raise ValueError(f"Provided path ({save_directory}) should be a directory, not a file")
+        raise ValueError(f"{save_directory} is a file; save_pretrained needs a folder.")
     chosen = list(model.peft_config) if selected_adapters is None else list(selected_adapters)
     if unknown := [n for n in chosen if n not in model.peft_config]:
-        raise ValueError(
-            f"You passed an invalid `selected_adapters` arguments, current supported adapter names are "
-            f"{list(model.peft_config)} - got {unknown}."
-        )
+        raise ValueError(f"selected_adapters names unknown adapters {unknown}; there are {list(model.peft_config)}.")
     if path_initial_model_for_weight_conversion is not None:
         raise ValueError(
             "path_initial_model_for_weight_conversion is not needed: adapters with a subtracted initialisation never "

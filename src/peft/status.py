@@ -66,8 +66,7 @@ def get_layer_status(model):
             module, path = module.base_layer, f"{path}.base_layer"
     if not found:
         raise ValueError(
-            "No adapter layers found in the model, please ensure that it's a PEFT model or that you have "
-            "PEFT layers injected in the model."
+            f"{type(base).__name__} has no adapter layers. Wrap it with get_peft_model or inject an adapter first."
         )
     return found
 

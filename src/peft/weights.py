@@ -41,9 +41,8 @@ def load_peft_weights(model_id, device=None, key_mapping=None, use_safetensors=N
         path = None if use_safetensors else hub.find_file(model_id, WEIGHTS_NAME, subfolder=subfolder, **options)
         if path is None:
             raise ValueError(
-                f"Can't find weights for {model_id} in {model_id} or in the Hugging Face Hub. Please check that the "
-                f"file {WEIGHTS_NAME} or {SAFETENSORS_WEIGHTS_NAME} is present at {model_id}"
-                + (f"/{subfolder}." if subfolder else ".")
+                f"Can't find weights at {model_id}{f'/{subfolder}' if subfolder else ''}: there is neither "
+                f"{SAFETENSORS_WEIGHTS_NAME} nor {WEIGHTS_NAME}, on disk or on the hub."
             )
         tensors = _read_pickle(path, device or "cpu")
     return rename(tensors, key_mapping) if key_mapping else tensors

@@ -25,8 +25,8 @@ def get_peft_model(
 
     if hasattr(model, "peft_config") and any(isinstance(m, AdapterLayer) for m in model.modules()):
         warnings.warn(
-            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
-            "different config, make sure to call `.unload()` before.",
+            "The model carries adapters already, and is wrapped for a second time. To start over with another config, "
+            "call .unload() on the first PeftModel before.",
             stacklevel=2,
         )
     if revision is not None:
@@ -35,9 +35,8 @@ def get_peft_model(
     if name and peft_config.base_model_name_or_path != name:
         if peft_config.base_model_name_or_path:
             warnings.warn(
-                f"The PEFT config's `base_model_name_or_path` was renamed from "
-                f"'{peft_config.base_model_name_or_path}' to '{name}'. Please ensure that the correct base model is "
-                "loaded when loading this checkpoint.",
+                f"The config names the base model {peft_config.base_model_name_or_path!r}, but this is {name!r}: the "
+                "config now says so, and loading will look for that one.",
                 stacklevel=2,
             )
         peft_config.base_model_name_or_path = name

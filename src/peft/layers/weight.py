@@ -105,7 +105,7 @@ class MHA(Weight):
     def attach(self, layer):
         base = layer.get_base_layer()
         if not base._qkv_same_embed_dim:
-            raise ConfigError("Only same embed for query/key/value is supported as of now for MultiheadAttention.")
+            raise ConfigError("MultiheadAttention can be adapted only where query, key and value have the same width.")
         super().attach(layer)
         base.out_proj = type(layer)(base.out_proj, state=layer.state)
         base.out_proj.owned = True

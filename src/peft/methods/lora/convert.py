@@ -64,10 +64,10 @@ def _check_rank(rank):
     if isinstance(rank, bool) or not isinstance(rank, (int, float)):
         raise TypeError(f"rank must be an int, or a float that says which part of the update to keep, got {rank!r}.")
     if rank == 0:
-        raise ValueError("Passing a rank of 0 doesn't make sense, please pass a valid value.")
+        raise ValueError("rank must not be 0: an adapter of rank 0 does nothing.")
     if isinstance(rank, float) and not 0 < rank <= 1:
         raise ValueError(
-            f"If rank is a float, it is interpreted as a threshold. It must be between 0 and 1 but got {rank}."
+            f"A float rank is the share of the update to keep, so it must lie between 0 and 1; got {rank}."
         )
     if rank < 0:
         raise ValueError(f"rank must be at least 1, got {rank}.")
@@ -80,7 +80,7 @@ def _check_config(config):
         raise ValueError(f"The adapter's config sets bias={bias}, this is not supported right now.")
     if isinstance(config, LoraConfig) and not config.use_dora and isinstance(config.init_lora_weights, bool):
         warnings.warn(
-            "Converting a PEFT adapter to LoRA that is already a LoRA adapter. There is typically no need for that.",
+            "This adapter is plain LoRA already; converting it only makes sense to lower its rank.",
             PeftWarning,
             stacklevel=3,
         )

@@ -77,7 +77,7 @@ class Lora(Additive):
     def _check_layer(self, c):
         if type(self.kind).__name__ == "Conv1D" and not c.fan_in_fan_out:
             warnings.warn(
-                "fan_in_fan_out is set to False but the target module is `Conv1D`. Setting fan_in_fan_out to True.",
+                f"{self.key} is a Conv1D, stored transposed: fan_in_fan_out becomes True in the config.",
                 stacklevel=8,
             )
             c.fan_in_fan_out = True

@@ -33,9 +33,7 @@ def prune(tensor, density, method, rescale=False):
     Raises ValueError for a negative density or an unknown method.
     """
     if density >= 1:
-        warnings.warn(
-            f"The density {density} is greater than or equal to 1, no pruning will be performed.", stacklevel=2
-        )
+        warnings.warn(f"density={density} keeps everything: nothing is pruned.", stacklevel=2)
         return tensor
     if density < 0:
         raise ValueError(f"Density should be >= 0, got {density}")
