@@ -8,11 +8,11 @@ from torch import nn
 
 from peft import layers, quant
 from peft.core.adapter import Adapter
-from peft.core.state import AdapterState, Stray
+from peft.core.state import AdapterState, Stray, Switchable
 from peft.errors import AdapterError, CheckpointError, ConfigError, MergeError
 
 
-class AdapterLayer(nn.Module):
+class AdapterLayer(Switchable, nn.Module):
     """A base layer with adapters. Each method has a subclass that names its `adapter_cls`, for isinstance and repr.
 
     adapters  {adapter name: Adapter}; the tensors lie in containers named after the adapter's fields
@@ -205,11 +205,7 @@ class AdapterLayer(nn.Module):
 
     active_adapter = _active_adapter = active_adapters
 
-    @property
-    def disable_adapters(self):
-        return not self.state.enabled
-
-    _disable_adapters = disable_adapters
+    _disable_adapters = Switchable.disable_adapters
 
     def set_adapter(self, adapter_names, inference_mode=False):
         """Switch this layer alone. Active adapters are trained, others not; inference_mode=True freezes all."""
@@ -217,17 +213,6 @@ class AdapterLayer(nn.Module):
         for name, adapter in self.adapters.items():
             adapter.set_trainable(name in names and not inference_mode and not adapter.frozen)
         self._stray(names, self.state.enabled)
-
-    def enable_adapters(self, enabled):
-        """Let this layer's adapters act, or not; nothing about their training changes."""
-        self._stray(self.state.active, enabled)
-
-    def _stray(self, active, enabled):
-        if isinstance(self.state, Stray):
-            self.state.active, self.state.enabled = active, enabled
-        elif (active, enabled) != (self.state.active, self.state.enabled):
-            self.state.strays.append(self)
-            self.state = Stray(self.state, active, enabled)
 
     def set_requires_grad(self, adapter_names, requires_grad=True):
         """Train adapters, or freeze them, whether they are active or not."""

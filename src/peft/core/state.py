@@ -68,6 +68,27 @@ class Stray(AdapterState):
         self.calls = self.origin.calls
 
 
+class Switchable:
+    """A part of a model that follows an active record, `self.state`, until it is switched on its own."""
+
+    state: AdapterState
+
+    @property
+    def disable_adapters(self):
+        return not self.state.enabled
+
+    def enable_adapters(self, enabled):
+        """Let the adapters of this part act, or not; nothing about their training changes."""
+        self._stray(self.state.active, enabled)
+
+    def _stray(self, active, enabled):
+        if isinstance(self.state, Stray):
+            self.state.active, self.state.enabled = active, enabled
+        elif (active, enabled) != (self.state.active, self.state.enabled):
+            self.state.strays.append(self)
+            self.state = Stray(self.state, active, enabled)
+
+
 class Call:
     """The arguments of one forward that reach adapted layers without touching the model's signature.
 

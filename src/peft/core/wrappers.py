@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from peft.core.adapter import module_slots
-from peft.core.state import AdapterState, Stray
+from peft.core.state import AdapterState, Switchable
 from peft.errors import AdapterError
 
 
-class AuxiliaryTrainingWrapper(nn.Module):
+class AuxiliaryTrainingWrapper(Switchable, nn.Module):
     """A module of the model that adapters may replace. Follows the same active record as the adapted layers."""
 
     def __init__(self, module, state=None):
@@ -47,10 +47,6 @@ class AuxiliaryTrainingWrapper(nn.Module):
 
     active_adapter = active_adapters
 
-    @property
-    def disable_adapters(self):
-        return not self.state.enabled
-
     def check_can_activate(self, names):
         """Raise where more than one of these adapters would replace this module."""
 
@@ -72,16 +68,6 @@ class AuxiliaryTrainingWrapper(nn.Module):
                 (self.frozen.discard if requires_grad else self.frozen.add)(name)
                 for p in self.trained(name):
                     p.requires_grad = requires_grad
-
-    def enable_adapters(self, enabled):
-        self._stray(self.state.active, enabled)
-
-    def _stray(self, active, enabled):
-        if isinstance(self.state, Stray):
-            self.state.active, self.state.enabled = active, enabled
-        elif (active, enabled) != (self.state.active, self.state.enabled):
-            self.state.strays.append(self)
-            self.state = Stray(self.state, active, enabled)
 
     # -- transformers' loader asks for these -----------------------------------------------------------------------
     def adapter_state_dict(self, adapter_name, state_dict=None):
