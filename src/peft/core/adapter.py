@@ -31,7 +31,11 @@ class Field:
         return None if slots is None else getattr(slots, self.entries).get(adapter.name)
 
     def __set__(self, adapter, value):
-        self.slots(adapter.layer)[adapter.name] = value
+        slots = self.slots(adapter.layer)
+        if self.entries == "_modules":  # what ModuleDict checks on setting costs more than making the module
+            slots._modules[adapter.name] = value
+        else:
+            slots[adapter.name] = value
 
     def slots(self, layer):
         """The container on the layer, made when it is first needed: empty ones would only slow every module walk."""

@@ -132,9 +132,10 @@ class AdapterLayer(Switchable, nn.Module):
             adapter.derive(config)
         if not empty and device.type != "meta":
             adapter.reset(config)
-        for field in self.adapter_cls.fields.values():
-            if field.entries == "_modules" and (module := field.__get__(adapter)) is not None:
-                module.train(self.training)
+        if not self.training:  # new modules are born in training mode
+            for slots in [s for n, s in self._modules.items() if n in self.adapter_cls.fields]:
+                if (module := getattr(slots, "_modules", {}).get(name)) is not None:
+                    _to_eval(module)
         adapter.frozen = config.inference_mode
         adapter.set_trainable(name in self.state.active and not adapter.frozen)
         for field in adapter.frozen_fields():
@@ -184,10 +185,9 @@ class AdapterLayer(Switchable, nn.Module):
             self.state.active = tuple(n for n in self.state.active if n != name)
 
     def _changed(self):
-        self._live = (None, ())
-        self._present = tuple(self.adapters)
+        """Forget what was computed for the adapters as they were."""
+        self.__dict__.update(_live=(None, ()), _present=tuple(self.adapters), folded=None)
         self.banks.clear()
-        self.folded = None
 
     def live(self):
         """The adapters that act in a forward without adapter_names, in order."""
@@ -386,3 +386,10 @@ class AdapterLayer(Switchable, nn.Module):
 def _not_finite(W):
     """Whether W holds NaN or infinity; the sum, a tenth of the cost, tells for almost every sound weight."""
     return not W.sum(dtype=torch.float32).isfinite() and not W.isfinite().all()
+
+
+def _to_eval(module):
+    if module._modules:
+        module.eval()
+    else:
+        module.__dict__["training"] = False

@@ -320,7 +320,10 @@ class LoraModel(Tuner):
 
     def _add_to_targets(self, name, config, state_dict, how):
         super()._add_to_targets(name, config, state_dict, how)
-        keys = [layer.adapters[name].key for layer in self._adapted(name)]
+        if not config.rank_pattern and not config.alpha_pattern:
+            return
+        self._collect()
+        keys = [layer.adapters[name].key for layer in self.layers.values() if name in layer.adapters]
         for field in ("rank_pattern", "alpha_pattern"):
             for pattern, _ in getattr(config, field).items():
                 if not any(match.pattern_value({pattern: True}, key, False) for key in keys):
@@ -329,10 +332,6 @@ class LoraModel(Tuner):
                         RuntimeWarning,
                         stacklevel=5,
                     )
-
-    def _adapted(self, name):
-        self._collect()
-        return [layer for layer in self.layers.values() if name in layer.adapters]
 
     def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", *args, **options):
         """Combine adapters into a new one; see `peft.methods.lora.combine.add_weighted_adapter`."""
