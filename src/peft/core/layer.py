@@ -232,10 +232,11 @@ class AdapterLayer(Switchable, nn.Module):
         if state.calls and state.enabled and (call := state.call()) is not None:
             return self._forward_call(call, x, *args, **kwargs)
         if self._undo or not state.enabled:
+            merged = self.merged_adapters
             if not state.enabled:
-                if self._undo:
+                if merged:
                     self.unmerge()
-            elif rest := [a for a in self.live() if a.name not in self.merged_adapters]:
+            elif rest := [a for a in self.live() if a.name not in merged]:
                 return self.kind.call(self, rest, x, *args, **kwargs)
             return self.kind.plain(self, x, *args, **kwargs)
         return self.kind.call(self, self.live(), x, *args, **kwargs)

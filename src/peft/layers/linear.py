@@ -39,7 +39,7 @@ class Linear(Kind):
         if len(active) == 1:
             f = active[0].low_rank()
             if f is not None:
-                return lowrank.linear(layer.base_layer, x, f)
+                return lowrank.linear(layer._modules["base_layer"], x, f)
             return super().call(layer, active, x)
         factors = [a.low_rank() for a in active]
         if None in factors or any(f.row_scale is not None for f in factors):

@@ -19,6 +19,8 @@ from torch.nn.modules import module as module_globals
 
 from peft.ops.dropout import keep_mask
 
+FEW = 16  # rows of x up to which decoding is bound by dispatch
+
 _exact = False
 
 
@@ -108,6 +110,9 @@ def _inference(base, x, f):
     """No graph, no dropout, no row scale: two small products on top of the base's."""
     bias = base.bias if f.bias is None else _plus(base.bias, f.bias, f.s).to(x.dtype)
     y = F.linear(x, base.weight, bias)
+    if x.is_cpu and f.A.dtype is torch.float32 and x.dtype is not torch.float32 and x.numel() <= FEW * x.shape[-1]:
+        # So few rows are bound by the number of operations: casting x costs less than casting A and B.
+        return y.add_(F.linear(F.linear(x.float(), f.A), f.B), alpha=f.s)
     h = F.linear(x, f.A.to(x.dtype))
     y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), f.B.to(x.dtype).t(), alpha=f.s)
     return y
