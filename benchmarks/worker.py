@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ class Worker:
         if spec is None:
             raise RuntimeError(f"{sys.executable} finds no package peft")
         versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "safetensors")}
-        return {"peft": spec.origin, "python": sys.version.split()[0], **versions}
+        return {"peft": "/".join(Path(spec.origin).parts[-3:]), "python": sys.version.split()[0], **versions}
 
     def write_adapters(self) -> dict:
         import fixtures
