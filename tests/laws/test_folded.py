@@ -12,7 +12,7 @@ from laws_table import BY_NAME, EXAMPLES, base_tensors, gap, peft_slots, quiet, 
 from torch import nn
 
 import peft
-from peft.ops import folded
+from peft.ops import folded, lowrank
 
 LINEAR = [e for e in EXAMPLES if e.base in ("mlp", "sequence", "no_bias") and e.name != "ranks"]
 
@@ -160,7 +160,7 @@ def test_half_precision_and_many_rows_do_not_fold():
     model = with_second(BY_NAME["linear"], torch.bfloat16)
     assert warm(model, few_rows(BY_NAME["linear"]).bfloat16()) == 0
     model = with_second(BY_NAME["linear"])
-    assert warm(model, models.noise((folded.ROWS + 1, models.WIDTH), 1)) == 0
+    assert warm(model, models.noise((lowrank.FEW + 1, models.WIDTH), 1)) == 0
 
 
 @pytest.mark.xfail(strict=True, reason="p.data.add_() moves no version counter, and comparing values costs too much")

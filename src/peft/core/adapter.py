@@ -231,12 +231,12 @@ class Adapter:
         return ()
 
     # -- state ---------------------------------------------------------------------------------------------------
-    def places(self):
+    def places(self, skip=()):
         """(slots, name, value, owner, key, tensor) of each parameter: slots[name] is this adapter's entry, owner[key]
         the tensor in it."""
         containers = self.layer._modules
         for field, entries in self.trained_fields:
-            if field not in containers:
+            if field not in containers or field in skip:
                 continue
             slots = getattr(containers[field], entries)
             value = slots.get(self.name)
@@ -250,12 +250,8 @@ class Adapter:
 
     def parameters(self, frozen=False):
         """The trained tensors of this adapter (with frozen=True also those that stay frozen)."""
-        skip = () if frozen else self.frozen_fields()
-        skipped = [getattr(self.layer._modules.get(f), "_modules", None) for f in skip]
-        skipped += [getattr(self.layer._modules.get(f), "_parameters", None) for f in skip]
-        for slots, *_, tensor in self.places():
-            if not any(slots is s for s in skipped):
-                yield tensor
+        for *_, tensor in self.places(() if frozen else self.frozen_fields()):
+            yield tensor
 
     def set_trainable(self, trainable):
         self.trainable = trainable

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from peft.ops import lowrank
 from peft.ops.sources import Sources
 
-ROWS = 16  # more rows of x than this amortise the low-rank products anyway
 CALLS = 4  # forwards before folding: a short answer does not pay for it
 SHARE = 0.25  # of the memory that is available
 
@@ -50,7 +49,7 @@ class Folded:
 
 def output(layer, active, x):
     """The layer's output for x (..., in) through its folded weight, or None where it has none (yet)."""
-    if not enabled or x.numel() > ROWS * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
+    if not enabled or x.numel() > lowrank.FEW * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
         return None
     if layer.training or not x.is_cpu or not lowrank.transparent(layer._modules["base_layer"], x):
         return None

@@ -150,8 +150,8 @@ class Lora(Additive):
             return A.weight, self.lora_B.weight
         return self.lora_embedding_A, self.lora_embedding_B
 
-    def places(self):
-        return super().places() if self.twin is None else self.twin.places()
+    def places(self, skip=()):
+        return super().places(skip) if self.twin is None else self.twin.places(skip)
 
     def effective_factors(self):
         """(A, B) with the subtracted start, if there is one, as further rank."""
