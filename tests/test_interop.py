@@ -88,7 +88,7 @@ def test_refuses_a_file_of_a_variant_that_it_cannot_run(name):
 ONE_PAIR = {"tying_target"}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - ONE_PAIR))
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ONE_PAIR and cases.BY_NAME[n].names])
 def test_trains_the_same_parameters_in_the_same_order(name):
     with safe_open(UPSTREAM / name / "expected.safetensors", "pt") as file:
         wanted = file.metadata()["trainable"].split("\n")
@@ -129,6 +129,8 @@ def test_upstream_loads_our_file_with_equal_outputs(name, exchanged):
     case = cases.BY_NAME[name]
     if name in errors:
         raise errors[name]
+    if case.served:
+        pytest.skip(case.served)
     error = served / name / "error.txt"
     assert not error.exists(), error.read_text()
     if name not in DOUBLED or peft.__version__.startswith("0."):

@@ -21,16 +21,6 @@ from peft.compat_table import ALIASES, rows
 LATER = {
     name
     for names in {
-        "other layer methods": """
-            AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel BOFTConfig
-            BOFTModel BeftConfig BeftModel C3AConfig C3AModel DeftConfig DeftModel DeloraConfig DeloraModel
-            FourierFTConfig FourierFTModel FrodConfig FrodModel GloraConfig GloraModel GraloraConfig GraloraModel
-            HRAConfig HRAModel HiraConfig HiraModel IA3Config IA3Model LNTuningConfig LNTuningModel LilyConfig LilyModel
-            LoHaConfig LoHaModel LoKrConfig LoKrModel MissConfig MissModel OFTConfig OFTModel OSFConfig OSFModel
-            PeanutConfig PeanutModel PolyConfig PolyModel PsoftConfig PsoftModel PveraConfig PveraModel RandLoraConfig
-            RandLoraModel RoadConfig RoadModel ShadowConfig ShadowModel ShiraConfig ShiraModel SupertuningConfig
-            SupertuningModel TinyLoraConfig TinyLoraModel UniLoraConfig UniLoraModel VBLoRAConfig VBLoRAModel VeraConfig
-            VeraModel WaveFTConfig WaveFTModel XLoraConfig XLoraModel""",
         "LoRA variants and data-driven initialisations": """
             ArrowConfig BdLoraConfig EvaConfig KasaConfig LoftQConfig LoraGAConfig MontecloraConfig VeloraConfig
             create_arrow_model find_kappa_target_modules get_eva_state_dict initialize_lora_eva_weights
@@ -54,7 +44,7 @@ PEFT_TYPE_TO_MIXED_MODEL_MAPPING PEFT_TYPE_TO_TUNER_MAPPING PeftConfig PeftError
 PeftModelForCausalLM PeftModelForFeatureExtraction PeftModelForQuestionAnswering PeftModelForSeq2SeqLM
 PeftModelForSequenceClassification PeftModelForTokenClassification PeftType PeftWarning PrefixEncoder
 PrefixTuningConfig PromptLearningConfig TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING TaskType
-TrainableTokensConfig TrainableTokensModel cast_mixed_precision_params convert_to_lora get_base_model_state_dict
+TrainableTokensConfig TrainableTokensModel VeraConfig VeraModel AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel BeftConfig BeftModel BOFTConfig BOFTModel C3AConfig C3AModel DeftConfig DeftModel DeloraConfig DeloraModel FourierFTConfig FourierFTModel FrodConfig FrodModel GloraConfig GloraModel GraloraConfig GraloraModel HiraConfig HiraModel HRAConfig HRAModel IA3Config IA3Model LilyConfig LilyModel LNTuningConfig LNTuningModel LoHaConfig LoHaModel LoKrConfig LoKrModel MissConfig MissModel OFTConfig OFTModel OSFConfig OSFModel PeanutConfig PeanutModel PolyConfig PolyModel PsoftConfig PsoftModel PveraConfig PveraModel RandLoraConfig RandLoraModel RoadConfig RoadModel ShadowConfig ShadowModel ShiraConfig ShiraModel SupertuningConfig SupertuningModel TinyLoraConfig TinyLoraModel UniLoraConfig UniLoraModel VBLoRAConfig VBLoRAModel WaveFTConfig WaveFTModel XLoraConfig XLoraModel cast_mixed_precision_params convert_to_lora get_base_model_state_dict
 get_layer_status get_model_status get_peft_config get_peft_model get_peft_model_state_dict inject_adapter_in_model
 load_peft_weights prepare_model_for_kbit_training save_as_lora set_base_model_state_dict set_peft_model_state_dict
 shift_tokens_right

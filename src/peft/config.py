@@ -141,24 +141,19 @@ class PeftConfig(PeftConfigMixin):
 
 
 @dataclass
-class TargetConfig(PeftConfig):
-    """What the configs of methods that adapt layers share: which layers."""
+class ModulesConfig(PeftConfig):
+    """What the configs of all methods that adapt layers share: which modules, and which others are trained whole."""
 
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "names or name endings of modules, one regex, or 'all-linear'"}
     )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "names, name endings or one regex of modules that stay as they are"}
-    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "modules that are trained whole and saved with the adapter"}
     )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "adapt the targets in these layers only, by index"}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "name of the list that holds the layers, where it is not found by itself"}
-    )
+    # Fields that some methods have and matching reads of every config.
+    exclude_modules: ClassVar[list[str] | str | None] = None
+    layers_to_transform: ClassVar[list[int] | int | None] = None
+    layers_pattern: ClassVar[list[str] | str | None] = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,6 +169,27 @@ class TargetConfig(PeftConfig):
                     )
         if self.layers_pattern and not self.layers_to_transform and self.layers_to_transform != 0:
             raise ConfigError("When layers_pattern is given, layers_to_transform must say which layers.")
+
+
+@dataclass
+class LayersConfig(ModulesConfig):
+    """Modules, in some of the model's layers."""
+
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "adapt the targets in these layers only, by index"}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "name of the list that holds the layers, where it is not found by itself"}
+    )
+
+
+@dataclass
+class TargetConfig(LayersConfig):
+    """Modules, in some of the model's layers, but for some."""
+
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "names, name endings or one regex of modules that stay as they are"}
+    )
 
 
 @dataclass

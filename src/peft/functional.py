@@ -33,7 +33,13 @@ def inject_adapter_in_model(
         )
     if peft_config.peft_type not in registry.PEFT_TYPE_TO_TUNER_MAPPING:
         raise ValueError(f"{peft_config.peft_type} adapters cannot be injected; use get_peft_model.")
-    tuner = registry.method(peft_config.peft_type).tuner(
+    tuner_cls = registry.method(peft_config.peft_type).tuner
+    if tuner_cls.layer_cls.adapter_cls.shared_fields:
+        raise ValueError(
+            f"{peft_config.peft_type} adapters share tensors between layers, which need a PeftModel to hold them; use "
+            "get_peft_model."
+        )
+    tuner = tuner_cls(
         model, peft_config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict
     )
     return tuner.model

@@ -160,26 +160,34 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         adapter_names: one adapter name for each sample of the batch ("__base__": none), or one for all of them; holds
         for this call and this thread alone. Inference only.
         """
-        if adapter_names is None and not self._is_prompt_learning:
-            self.base_model.state.forget_replay()
-            return self.base_model(*args, **kwargs)
         if self._is_prompt_learning:
             return self._prompt_forward(*args, adapter_names=adapter_names, **kwargs)
-        with self._choosing(adapter_names, args, kwargs):
+        arguments = self.base_model.call_arguments(args, kwargs)
+        if adapter_names is None and not arguments:
+            self.base_model.state.forget_replay()
+            return self.base_model(*args, **kwargs)
+        with self._choosing(adapter_names, arguments, args, kwargs):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args, adapter_names=None, **kwargs):
         """The base model's generate under the active adapters, or under `adapter_names` as in forward."""
         if self._is_prompt_learning:
             return self._prompt_generate(*args, adapter_names=adapter_names, **kwargs)
-        if adapter_names is None:
+        arguments = self.base_model.call_arguments(args, kwargs)
+        if adapter_names is None and not arguments:
             self.base_model.state.forget_replay()
             return self.get_base_model().generate(*args, **kwargs)
-        with self._choosing(adapter_names, args, kwargs):
+        with self._choosing(adapter_names, arguments, args, kwargs):
             return self.get_base_model().generate(*args, **kwargs)
 
-    def _choosing(self, adapter_names, args, kwargs):
-        """A context in which this thread's forwards use `adapter_names`. Raises AdapterError where they cannot."""
+    def _choosing(self, adapter_names, arguments, args, kwargs):
+        """A context in which this thread's forwards use `adapter_names` and the method's own call arguments.
+
+        Raises AdapterError where names cannot be given.
+        """
+        checkpointing = torch.is_grad_enabled() and is_checkpointing(self.get_base_model())
+        if adapter_names is None:
+            return self.state.during(Call(None, **arguments), replay=checkpointing)
         if self.training:
             raise AdapterError("Cannot pass `adapter_names` when the model is in training mode; call model.eval().")
         if any(layer.merged for layer in self.base_model.layers.values()):
@@ -192,8 +200,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             raise AdapterError(
                 f"adapter_names asks for unknown adapters: {', '.join(unknown)}; there are {list(self.peft_config)}."
             )
-        checkpointing = torch.is_grad_enabled() and is_checkpointing(self.get_base_model())
-        return self.state.during(Call(names), replay=checkpointing)
+        return self.state.during(Call(names, **arguments), replay=checkpointing)
 
     @contextlib.contextmanager
     def disable_adapter(self):

@@ -8,89 +8,15 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass, field
 from typing import Any
 
-import models
 import torch
-from models import WIDTH, noise
+from case import cards
+from example import Example
+from models import noise
 from torch import nn
 
 import peft
-
-
-class Wrap(nn.Module):
-    """One layer called `layer`, and a linear head that keeps its output's gradients apart."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x):
-        return torch.tanh(self.layer(x))
-
-
-def conv1d_transposed() -> nn.Module:
-    """transformers' Conv1D, whose weight is stored (in, out)."""
-    from transformers.pytorch_utils import Conv1D
-
-    return Wrap(Conv1D(12, WIDTH))
-
-
-IDS = torch.tensor([[0, 3, 7, 19], [5, 5, 1, 2], [9, 18, 0, 3]])
-IMAGE = noise((3, 4, 6, 5), 7)
-BASES: dict[str, tuple[Any, torch.Tensor]] = {
-    "mlp": (models.Mlp, noise((6, WIDTH), 7)),
-    "sequence": (models.Mlp, noise((3, 5, WIDTH), 7)),
-    "no_bias": (lambda: Wrap(nn.Linear(WIDTH, 12, bias=False)), noise((6, WIDTH), 7)),
-    "transposed": (conv1d_transposed, noise((3, 5, WIDTH), 7)),
-    "conv1": (lambda: Wrap(nn.Conv1d(4, 6, 3, padding=1)), noise((3, 4, 8), 7)),
-    "conv2": (lambda: Wrap(nn.Conv2d(4, 6, 3, padding=1, stride=2)), IMAGE),
-    "conv3": (lambda: Wrap(nn.Conv3d(2, 3, (1, 3, 3), padding=(0, 1, 1))), noise((3, 2, 2, 4, 5), 7)),
-    "grouped": (lambda: Wrap(nn.Conv2d(4, 8, 3, padding=1, groups=2)), IMAGE),
-    "dilated": (lambda: Wrap(nn.Conv2d(4, 6, 3, padding=2, dilation=2)), IMAGE),
-    "reflect": (lambda: Wrap(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")), IMAGE),
-    "circular": (lambda: Wrap(nn.Conv1d(4, 6, 5, padding=2, padding_mode="circular")), noise((3, 4, 8), 7)),
-    "same": (lambda: Wrap(nn.Conv2d(4, 6, (4, 3), padding="same")), IMAGE),
-    "embedded": (models.Embedded, IDS),
-    "attention": (models.Attention, noise((3, 5, WIDTH), 7)),
-    "parameters": (models.Parameters, noise((6, WIDTH), 7)),
-}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One config on one base. `config`: arguments of the method's config class."""
-
-    name: str
-    base: str
-    config: dict[str, Any]
-    method: str = "LORA"
-    identity: float | None = 0.0  # how far from the base it may be at first; None: it must differ
-    merges: bool = True
-    rows: bool = True  # a mixed batch is possible; else it is one uniform ValueError
-    tolerance: float = 2e-6  # merged against unmerged, relative to the largest output, float32
-    frozen: tuple[str, ...] = ()  # fields that are saved but not trained
-    compiles: str = ""  # why it does not compile into one graph; "": it does
-    half: bool = True  # runs in bfloat16 on CPU
-    tags: frozenset[str] = field(default_factory=frozenset)
-
-    def __str__(self) -> str:
-        return self.name
-
-    def make_config(self, **changes: Any) -> Any:
-        """A fresh config."""
-        cls = {"LORA": peft.LoraConfig, "TRAINABLE_TOKENS": peft.TrainableTokensConfig}[self.method]
-        return cls(**{**self.config, **changes})
-
-    def make_base(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The base model, the same at each call."""
-        return models.fill(BASES[self.base][0]()).to(dtype)
-
-    def inputs(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Its input."""
-        x = BASES[self.base][1]
-        return x.to(dtype, copy=True) if x.is_floating_point() else x
 
 
 def lora(name: str, base: str, target: Any, **options: Any) -> Example:
@@ -149,8 +75,17 @@ EXAMPLES = [
     lora("parameters_3d", "parameters", ["lin"], target_parameters=["experts.w1", "experts.w2"], rows=False),
     lora("saved_head", "mlp", ["lin0"], modules_to_save=["lin1"]),
     lora("tokens_beside", "embedded", ["lin"], trainable_token_indices={"emb": [3, 5, 19]}),
-    Example("tokens", "embedded", {"target_modules": ["emb"], "token_indices": [3, 5, 19]}, "TRAINABLE_TOKENS"),
+    Example(
+        "tokens",
+        "embedded",
+        {"target_modules": ["emb"], "token_indices": [3, 5, 19]},
+        "TRAINABLE_TOKENS",
+        oracle=lambda config, tensors, weights, state: state["emb.weight"].__setitem__(
+            config.token_indices, tensors["emb.trainable_tokens_delta"]
+        ),
+    ),
 ]
+EXAMPLES += [example for card in cards().values() for example in card.EXAMPLES]
 BY_NAME = {e.name: e for e in EXAMPLES}
 SOME = [BY_NAME[n] for n in ("linear", "dora", "pissa", "conv2", "embedding", "attention", "parameters_3d", "tokens")]
 
@@ -169,8 +104,8 @@ def quiet(function: Any) -> Any:
 
 @torch.no_grad()
 def train_a_little(model: nn.Module, name: str = "default", seed: int = 1000) -> None:
-    """Move all trained tensors of one adapter away from their start, whether it is active or not."""
-    for i, slot in enumerate(peft_slots(model, name)):
+    """Move all parameters of one adapter away from their start, whether it is active or not."""
+    for i, slot in enumerate(s for s in peft_slots(model, name) if isinstance(s.tensor, nn.Parameter)):
         step = noise(slot.tensor.shape, seed + i) * (0.2 if slot.tensor.ndim > 1 else 0.1)
         slot.tensor.add_(step.to(slot.tensor.dtype))
 
@@ -189,7 +124,24 @@ def wrapped(example: Example, dtype: torch.dtype = torch.float32, trained: bool 
     model = peft.get_peft_model(example.make_base(dtype), example.make_config(**changes))
     if trained:
         train_a_little(model)
-    return model.eval()
+    return bound(model.eval(), example)
+
+
+def bound(model: Any, example: Example) -> Any:
+    """The model, given the example's further arguments at every call."""
+    if example.call:
+        model.register_forward_pre_hook(_AddArguments(example.call), with_kwargs=True)
+    return model
+
+
+class _AddArguments:
+    """A hook; a class, so that it can be pickled."""
+
+    def __init__(self, call: dict[str, Any]) -> None:
+        self.call = call
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, {**self.call, **kwargs}
 
 
 @quiet
@@ -221,7 +173,9 @@ def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 
 # -- the oracle --------------------------------------------------------------------------------------------------
 def oracle(example: Example, model: nn.Module, names: tuple[str, ...] = ("default",)) -> nn.Module:
-    """A float64 base model with the adapters' effect written into its weights."""
+    """A float64 base model with the adapters' effect written into its weights, or None where no formula is known."""
+    if example.oracle is None and example.method != "LORA":
+        return None
     base = example.make_base(torch.float32).double()
     weights = {k: v.double() for k, v in example.make_base(torch.float32).state_dict().items()}
     state = {k: v.clone() for k, v in weights.items()}
@@ -235,9 +189,12 @@ def oracle(example: Example, model: nn.Module, names: tuple[str, ...] = ("defaul
 
 
 def _add(example: Example, config: Any, tensors: dict[str, torch.Tensor], weights: dict, state: dict) -> None:
-    tensors = {k.removeprefix("base_model.model."): v.double() for k, v in tensors.items()}
-    if example.method == "TRAINABLE_TOKENS":
-        state["emb.weight"][config.token_indices] = tensors["emb.trainable_tokens_delta"]
+    tensors = {
+        k.removeprefix("base_model.model."): v.double() if v.is_floating_point() else v for k, v in tensors.items()
+    }
+    if example.oracle is not None:
+        tensors = {k.removeprefix("base_model."): v for k, v in tensors.items()}
+        example.oracle(config, tensors, weights, state)
         return
     for key in [k for k in tensors if k.endswith(("lora_A.weight", "lora_embedding_A"))]:
         path, embedding = key.rpartition(".lora_")[0], key.endswith("lora_embedding_A")

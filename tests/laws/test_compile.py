@@ -24,7 +24,7 @@ def compiled(model):
     return torch.compile(model, fullgraph=True, backend="eager")
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.name in SEEN], ids=str)
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.name in SEEN or e.method != "LORA"], ids=str)
 def test_compiles_into_one_graph(example):
     model, x = wrapped(example), example.inputs()
     if example.compiles:
@@ -32,7 +32,7 @@ def test_compiles_into_one_graph(example):
     with torch.no_grad():
         wanted = model(x)
         assert gap(compiled(model)(x), wanted) < 2e-6
-    if example.config.get("lora_dropout"):
+    if example.dropout or example.config.get("lora_dropout"):
         return
     model.train()
     model.zero_grad()

@@ -33,8 +33,9 @@ def run_backward(model, x, seed=0):
 
 def declared(model, example, *names):
     """Parameters that these adapters say they train."""
-    keys = [s.key for n in names for s in peft_slots(model, n)]
-    return {k for k in keys if not any(f".{f}." in k for f in example.frozen)}
+    held = {id(s.tensor) for n in names for s in peft_slots(model, n) if isinstance(s.tensor, nn.Parameter)}
+    named = {n for n, p in model.named_parameters() if id(p) in held}
+    return {n for n in named if not any(f".{f}." in n for f in example.frozen)}
 
 
 @each
@@ -48,7 +49,7 @@ def test_exactly_the_declared_tensors_get_gradients(example):
         assert set(found) == {n for n, p in model.named_parameters() if p.requires_grad}
         assert set(found) == declared(model, example, *names)
         assert all(g.isfinite().all() and g.abs().sum() > 0 for g in found.values())
-    if "modules_to_save" not in example.config:
+    if "modules_to_save" not in example.config and example.several:
         model.base_model.set_adapter(["default", "second"])
         held = declared(model, example, "default", "second")
         assert {n for n, p in model.named_parameters() if p.requires_grad} == held
@@ -68,7 +69,7 @@ def test_trained_biases_are_those_that_the_config_names(bias):
 @each
 def test_gradients_are_those_of_the_formula(example):
     """Central differences of the whole model, in float64, in a random direction of the trained tensors."""
-    if example.config.get("lora_dropout"):
+    if example.dropout or example.config.get("lora_dropout"):
         pytest.skip("random: has a test of its own")
     if example.config.get("use_dora"):
         pytest.skip("the norm is a constant for the gradient: has a test of its own")
@@ -133,11 +134,11 @@ def test_exact_mode_agrees_in_half_precision(name):
 
 
 # -- dropout -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.config.get("lora_dropout")], ids=str)
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.dropout or e.config.get("lora_dropout")], ids=str)
 def test_dropout_acts_in_training_only(example):
     model, x = wrapped(example), example.inputs()
     with torch.no_grad():
-        still = wrapped(example, lora_dropout=0.0)(x)
+        still = wrapped(example, **{example.dropout or "lora_dropout": 0.0})(x)
         assert torch.equal(model(x), model(x)) and gap(model(x), still) < 1e-6
         model.train()
         assert not torch.equal(model(x), model(x))

@@ -19,6 +19,7 @@ from laws_table import (
 )
 
 import peft
+from peft.core.adapter import Adapter
 
 each = pytest.mark.parametrize("example", EXAMPLES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -78,8 +79,9 @@ def test_unload_gives_the_base_back(example):
 @torch.no_grad()
 def test_computes_what_the_formula_says(example):
     model = wrapped(example)
-    wanted = oracle(example, model)(_double(example))
-    assert gap(model(example.inputs()), wanted) < max(example.tolerance, 2e-6)
+    if (formula := oracle(example, model)) is None:
+        pytest.skip("no formula for a weight")
+    assert gap(model(example.inputs()), formula(_double(example))) < max(example.tolerance, 2e-6)
 
 
 @pytest.mark.parametrize("example", MERGING, ids=str)
@@ -89,10 +91,10 @@ def test_merged_is_unmerged(example, dtype):
     model, x = wrapped(example, dtype), example.inputs(dtype)
     before = model(x)
     model.merge_adapter()
-    tolerance = example.tolerance if dtype is torch.float32 else HALF[dtype]
+    tolerance = example.tolerance if dtype is torch.float32 else example.half.get("merged", HALF[dtype])
     assert gap(model(x), before) <= tolerance
-    if dtype is torch.float32:
-        assert gap(model(x), oracle(example, model)(_double(example))) <= example.tolerance
+    if dtype is torch.float32 and (formula := oracle(example, model)) is not None:
+        assert gap(model(x), formula(_double(example))) <= example.tolerance
 
 
 @pytest.mark.parametrize("example", MERGING, ids=str)
@@ -106,11 +108,14 @@ def test_merged_weight_is_the_rounded_formula(example, dtype):
         if not layer.merged:
             continue
         adapter, W = layer.adapters["default"], layer.base_weight()
+        if type(adapter).merged_weight is Adapter.merged_weight:
+            pytest.skip("not a function of one weight")
         wanted = adapter.merged_weight(W.double() if dtype is torch.float32 else W.float())
         found = layer.kind.canon(getattr(layer.get_base_layer(), layer.kind.param).detach())
         size = torch.maximum(wanted.abs().double(), W.abs().double()).clamp(min=0.1)
         error = (found.double() - wanted.double()).abs() / (torch.finfo(dtype).eps * size)
-        assert error.max() <= (8 if dtype is torch.float32 else 0.51)
+        units = max(8, example.tolerance / torch.finfo(dtype).eps)
+        assert error.max() <= (units if dtype is torch.float32 else 0.51)
 
 
 @pytest.mark.parametrize("example", MERGING, ids=str)
@@ -174,15 +179,16 @@ def test_second_adapter_leaves_the_first_alone(example):
     assert torch.equal(model(x), first)
     model.set_adapter("second")
     assert gap(model(x), first) > 1e-2
-    if example.base != "grouped":
-        assert gap(model(x), oracle(example, model, ("second",))(_double(example))) <= max(example.tolerance, 2e-6)
+    formula = oracle(example, model, ("second",)) if example.base != "grouped" else None
+    if formula is not None:
+        assert gap(model(x), formula(_double(example))) <= max(example.tolerance, 2e-6)
     model.set_adapter("default")
     assert torch.equal(model(x), first)
     model.delete_adapter("second")
     assert torch.equal(model(x), first)
 
 
-PAIRS = [e for e in MERGING if e.name not in ("saved_head", "tokens_beside")]  # those may not be active together
+PAIRS = [e for e in MERGING if e.several and e.name not in ("saved_head", "tokens_beside")]  # those may not be active together
 
 
 @pytest.mark.parametrize("example", PAIRS, ids=str)
@@ -191,7 +197,8 @@ def test_two_active_adapters_add_up(example):
     model, x = with_second(example), example.inputs()
     model.base_model.set_adapter(["default", "second"])
     both = model(x)
-    assert gap(both, oracle(example, model, ("default", "second"))(_double(example))) <= max(example.tolerance, 2e-6)
+    if (formula := oracle(example, model, ("default", "second"))) is not None:
+        assert gap(both, formula(_double(example))) <= max(example.tolerance, 2e-6)
     before = base_tensors(model)
     model.merge_adapter()
     assert gap(model(x), both) <= example.tolerance
@@ -209,8 +216,8 @@ def test_merging_one_of_two_active_keeps_the_output(example, first):
     model, x = with_second(example), example.inputs()
     model.base_model.set_adapter(["default", "second"])
     both, before = model(x), base_tensors(model)
-    if example.method != "LORA" and first == "second":
-        pytest.skip("the later one replaces rows of the earlier one: the order of merging counts")
+    if first == "second" and not next(iter(model.base_model.layers.values())).adapter_cls.parallel:
+        pytest.skip("the later one acts on what the earlier one made: the order of merging counts")
     model.merge_adapter([first])
     assert gap(model(x), both) <= example.tolerance
     model.merge_adapter(["second" if first == "default" else "default"])
@@ -278,8 +285,9 @@ def test_refused_mixed_batches_say_the_same_everywhere(kind):
 def test_half_in_half_out(example, dtype, autocast):
     torch.manual_seed(0)
     model = peft.get_peft_model(example.make_base(dtype), example.make_config(), autocast_adapter_dtype=autocast)
-    lora = [p for n, p in model.named_parameters() if p.requires_grad and "lora_" in n]
-    assert all(p.dtype is (torch.float32 if autocast else dtype) for p in lora)
+    adapters = [layer.adapters["default"] for layer in model.base_model.layers.values()]
+    wanted = torch.float32 if autocast and example.casts else dtype
+    assert all(p.dtype is wanted for a in adapters for p in a.parameters())
     train_a_little(model)
     for mode in (True, False):
         model.train(mode)
@@ -291,7 +299,7 @@ def test_half_in_half_out(example, dtype, autocast):
         single = wrapped(example)
         peft.set_peft_model_state_dict(single, peft.get_peft_model_state_dict(model))
         difference = gap(model.eval()(example.inputs(dtype)), single(example.inputs()))
-        assert difference < (0.04 if dtype is torch.bfloat16 else 0.006)
+        assert difference < example.half.get("single", 0.04 if dtype is torch.bfloat16 else 0.006)
 
 
 @pytest.mark.parametrize("example", [e for e in SOME if e.base != "embedded"], ids=str)

@@ -14,10 +14,12 @@ class Field:
     """One entry per adapter, stored on the layer: `layer.<field>[adapter]`. An entry that was never set reads as None.
 
     container: the class that holds the entries; None for plain Python values. entries: the dict inside it.
+    shared: one entry per adapter of the whole model, held by the tuner and made by `Adapter.share`.
     """
 
-    def __init__(self, container, entries, trainable, saved):
+    def __init__(self, container, entries, trainable, saved, shared=False):
         self.container, self.entries, self.trainable, self.saved = container, entries, trainable, saved
+        self.shared = shared
 
     def __set_name__(self, owner, name):
         self.name = name
@@ -25,10 +27,16 @@ class Field:
     def __get__(self, adapter, owner=None):
         if adapter is None:
             return self
-        if self.container is None:
-            return adapter.layer.__dict__[self.name].get(adapter.name)
-        slots = adapter.layer._modules.get(self.name)
-        return None if slots is None else getattr(slots, self.entries).get(adapter.name)
+        layer = adapter.layer
+        if self.shared:
+            slots = layer.shared.get(self.name, {})
+        elif self.container is None:
+            return layer.__dict__[self.name].get(adapter.name)
+        else:
+            slots = layer._modules.get(self.name)
+        if slots is None or self.container is None:
+            return None if slots is None else slots.get(adapter.name)
+        return getattr(slots, self.entries).get(adapter.name) if len(slots) else None
 
     def __set__(self, adapter, value):
         slots = self.slots(adapter.layer)
@@ -39,6 +47,8 @@ class Field:
 
     def slots(self, layer):
         """The container on the layer, made when it is first needed: empty ones would only slow every module walk."""
+        if self.shared:
+            return layer.shared[self.name]
         if self.container is None:
             return layer.__dict__[self.name]
         if self.name not in layer._modules:
@@ -47,13 +57,9 @@ class Field:
 
     def slots_of(self, adapter):
         """The `Slot`s of one adapter's entry; their keys are relative to the layer."""
-        value = None if self.container is None else self.__get__(adapter)
-        if value is None:
+        if self.container is None or self.__get__(adapter) is None:
             return []
-        key = f"{self.name}.{adapter.name}"
-        if isinstance(value, torch.Tensor):
-            return [Slot(key, value, getattr(self.slots(adapter.layer), self.entries), adapter.name)]
-        return module_slots(value, f"{key}.")
+        return entry_slots(self.slots(adapter.layer), self.name, adapter.name)
 
 
 @dataclass(slots=True)
@@ -66,6 +72,16 @@ class Slot:
     name: str = ""
     file_key: str = ""
     device: torch.device | None = None  # where it belongs, for a tensor that is still on the meta device
+
+
+def entry_slots(container, field, name):
+    """The slots of adapter `name`'s entry in a field's container."""
+    if name not in container:
+        return []
+    if isinstance(container, nn.ModuleDict):
+        return module_slots(container[name], f"{field}.{name}.")
+    entries = container._buffers if isinstance(container, BufferDict) else container._parameters
+    return [Slot(f"{field}.{name}", entries[name], entries, name)]
 
 
 def module_slots(module, prefix=""):
@@ -115,31 +131,41 @@ class BufferDict(nn.Module):
         return self._buffers.items()
 
 
-class _Derived(BufferDict):
-    """Tensors that are computed from the base weight, so no file holds them."""
+class _Saved(BufferDict):
+    """Tensors that are not trained but belong to the adapter all the same."""
 
     def __init__(self):
-        super().__init__(persistent=False)
+        super().__init__(persistent=True)
 
 
-def Param(trainable=True):
+def Param(trainable=True, shared=False):
     """Field of trained tensors: `layer.<field>.<adapter>`."""
-    return Field(nn.ParameterDict, "_parameters", trainable, saved=True)
+    return Field(nn.ParameterDict, "_parameters", trainable, saved=True, shared=shared)
 
 
-def Mod(trainable=True):
+def Mod(trainable=True, shared=False):
     """Field of submodules: `layer.<field>.<adapter>.weight`; trainable=False for ones without parameters."""
-    return Field(nn.ModuleDict, "_modules", trainable, saved=trainable)
+    return Field(nn.ModuleDict, "_modules", trainable, saved=trainable, shared=shared)
 
 
-def Derived():
-    """Field of tensors that no file holds."""
-    return Field(_Derived, "_buffers", trainable=False, saved=False)
+def Buf(shared=False):
+    """Field of tensors that a file holds and nobody trains: indices, frozen projections."""
+    return Field(_Saved, "_buffers", trainable=False, saved=True, shared=shared)
 
 
-def Val():
+def Derived(shared=False):
+    """Field of tensors that follow from the base weight or a seed, so that no file holds them."""
+    return Field(BufferDict, "_buffers", trainable=False, saved=False, shared=shared)
+
+
+def Val(shared=False):
     """Field of plain Python values: `layer.<field>[adapter]`."""
-    return Field(None, None, trainable=False, saved=False)
+    return Field(None, None, trainable=False, saved=False, shared=shared)
+
+
+def through(module, x):
+    """module(x), or x where there is no module: dropout that a config leaves out is not made."""
+    return x if module is None else module(x)
 
 
 class Adapter:
@@ -161,10 +187,14 @@ class Adapter:
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
     fields: dict[str, Field] = {}
     trained_fields: list[tuple[str, str]] = []  # (name, name of the dict inside the container)
+    shared_fields: list[str] = []
+    trained_shared: list[str] = []
 
     def __init_subclass__(cls):
         cls.fields = {**cls.fields, **{k: f for k, f in vars(cls).items() if isinstance(f, Field)}}
         cls.trained_fields = [(k, f.entries) for k, f in cls.fields.items() if f.trainable]
+        cls.shared_fields = [k for k, f in cls.fields.items() if f.shared]
+        cls.trained_shared = [k for k, f in cls.fields.items() if f.trainable and f.shared]
         cls.changes_input = cls.input is not Adapter.input
 
     def __init__(self, layer, name, key=""):
@@ -172,7 +202,7 @@ class Adapter:
         self.config = None  # what it was built from
         self.frozen = False  # True: activating it does not make it trainable
         self.trainable = True  # what set_trainable said last
-        self.shared = False  # True: its tensors belong to an adapter on another layer, which saves them
+        self.borrowed = False  # True: its tensors belong to an adapter on another layer, which saves them
 
     # -- what the layer offers the author ------------------------------------------------------------------------
     @property
@@ -195,6 +225,29 @@ class Adapter:
     def build(self, config, where):
         """Create the fields, uninitialised. `where`: device and dtype for new tensors, as keyword arguments."""
         raise NotImplementedError
+
+    @classmethod
+    def share(cls, config, layers, where):
+        """The entries of the shared fields, {field: value}, before any layer is built.
+
+        layers: {key: AdapterLayer} of all that the adapter will be on, in the model's order.
+        """
+        return {}
+
+    @classmethod
+    def unsaved(cls, config):
+        """Names of saved fields that this config leaves out of files."""
+        return ()
+
+    @classmethod
+    def to_file(cls, config, tensors):
+        """What a file holds in place of {file key: tensor}."""
+        return tensors
+
+    @classmethod
+    def from_file(cls, config, tensors, adapters):
+        """The inverse of `to_file`, before anything is checked. adapters: those of all layers, which may be rebuilt."""
+        return tensors
 
     def derive(self, config):
         """Compute the fields that follow from the base weight and are in no file."""
@@ -259,16 +312,25 @@ class Adapter:
             p.requires_grad = trainable
 
     def saved_slots(self):
-        """The slots, keys relative to the layer, of what a file holds of this adapter."""
-        if self.shared:
+        """The slots, keys relative to the layer, of what a file holds of this adapter; shared fields are the tuner's."""
+        if self.borrowed:
             return []
-        return [slot for f in self.fields.values() if f.saved for slot in f.slots_of(self)]
+        left_out = self.unsaved(self.config)
+        fields = [f for n, f in self.fields.items() if f.saved and not f.shared and n not in left_out]
+        return [slot for f in fields for slot in f.slots_of(self)]
 
-    def file_key(self, key):
+    def cast(self, x, dtype):
+        """x in the adapter's dtype, unless autocast or the user sees to dtypes."""
+        if not self.layer.cast_input_dtype_enabled or torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(dtype)
+
+    @classmethod
+    def file_key(cls, key, name):
         """A slot's key as it stands in a file: without the adapter's name, and respelled."""
         field, _, rest = key.partition(".")
-        key = field + rest.removeprefix(self.name)
-        return self.renames.get(key, key)
+        key = field + rest.removeprefix(name)
+        return cls.renames.get(key, key)
 
 
 class Additive(Adapter):

@@ -6,7 +6,7 @@ from collections import namedtuple
 import torch
 from torch import nn
 
-from peft.core import match
+from peft.core import match, shared
 from peft.core.adapter import Slot, module_slots
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper
@@ -31,6 +31,12 @@ def tuner_parts(model):
     return "", model, getattr(model, "peft_config", {})
 
 
+def tuner_of(model):
+    """The tuner of a PeftModel, or the model itself if it is one, or None."""
+    tuner = model._modules.get("base_model", model)
+    return tuner if hasattr(type(tuner), "layer_cls") else None
+
+
 def adapter_slots(model, adapter_name):
     """The `Slot`s of everything that a file holds of one adapter; `key` and `file_key` are full."""
     prefix, base, _ = tuner_parts(model)
@@ -43,7 +49,13 @@ def adapter_slots(model, adapter_name):
         path = f"{prefix}{path}."
         for slot in adapter.saved_slots():
             slot.device = device
-            slot.file_key, slot.key = path + adapter.file_key(slot.key), path + slot.key
+            slot.file_key, slot.key = path + adapter.file_key(slot.key, adapter_name), path + slot.key
+            slots.append(slot)
+    if (tuner := tuner_of(model)) is not None:
+        above = prefix.removesuffix("model.")
+        for slot in shared.slots(tuner, adapter_name):
+            slot.file_key = above + tuner.layer_cls.adapter_cls.file_key(slot.key, adapter_name)
+            slot.key = above + slot.key
             slots.append(slot)
     for path, wrapper in extras.items():
         if adapter_name not in wrapper.adapter_names:
@@ -58,8 +70,7 @@ def adapter_slots(model, adapter_name):
 
 def registry_of(model, base):
     """({path: AdapterLayer}, {path: wrapper}): the tuner's registry, or, without a tuner, from a walk of the model."""
-    tuner = model._modules.get("base_model", model)
-    if hasattr(type(tuner), "layer_cls"):
+    if (tuner := tuner_of(model)) is not None:
         return tuner.layers, tuner.extras
     layers, extras = {}, {}
     for _, path, module in match.walk(base):
@@ -117,9 +128,20 @@ def get_peft_model_state_dict(
         slots += _bias_slots(model, config, slots, adapter_name)
     for slot in slots:
         tensors[slot.file_key] = _value(slot, state_dict)
+    for adapter_cls in _methods(model, base, adapter_name):
+        tensors = adapter_cls.to_file(config, tensors)
     for slot in _embedding_slots(model, base, config, save_embedding_layers):
         tensors.setdefault(slot.key, _value(slot, state_dict))
     return tensors
+
+
+def _methods(model, base, name):
+    """{adapter class: adapters called `name`} of a model."""
+    found = {}
+    for layer in registry_of(model, base)[0].values():
+        if name in layer.adapters:
+            found.setdefault(layer.adapter_cls, []).append(layer.adapters[name])
+    return found
 
 
 def _value(slot, state_dict):
@@ -216,6 +238,8 @@ def set_peft_model_state_dict(
     config = tuner_parts(model)[2][adapter_name]
     tensors = dict(peft_model_state_dict)
     prompt = tensors.pop("prompt_embeddings", None) if config.is_prompt_learning else None
+    for adapter_cls, adapters in _methods(model, tuner_parts(model)[1], adapter_name).items():
+        tensors = adapter_cls.from_file(config, tensors, adapters)
     slots = {s.file_key: s for s in adapter_slots(model, adapter_name)}
     tensors = _without_alien_prefix(tensors, slots, tuner_parts(model)[0])
     extra = [k for k in tensors if k not in slots]

@@ -48,5 +48,106 @@ LORA_TARGETS = {
 }
 LORA_TARGETS = {model: names if isinstance(names, str) else list(names) for model, names in LORA_TARGETS.items()}
 
+
+def changed(table=LORA_TARGETS, without=(), **changes):
+    """A copy of a table with other values for some model types (`_` in a keyword stands for `-`), and without some."""
+    return {
+        **{k: v for k, v in table.items() if k not in without},
+        **{k.replace("deberta_v2", "deberta-v2"): [*v] for k, v in changes.items()},
+    }
+
+
+# Methods that are not in this file have LoRA's targets.
+EVERY_PROJECTION = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+OPT_LIKE = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+RECENT = (
+    "blip-2 xlm-roberta electra layoutlm chatglm mpt RefinedWebModel RefinedWeb falcon btlm codegen mistral mixtral "
+    "stablelm phi rwkv rwkv7"
+).split()
+VBLORA_TARGETS = changed(
+    without=RECENT,
+    t5=("q", "k", "v", "o", "wi", "wo"),
+    mt5=("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+    bart=OPT_LIKE,
+    opt=OPT_LIKE,
+    deberta_v2=("query_proj", "key_proj", "value_proj", "dense"),
+)
+ADALORA_TARGETS = changed(VBLORA_TARGETS, roberta=("query", "key", "value", "dense"))
+ADAMSS_TARGETS = changed(vit=QUERY_VALUE)
+SHIRA_TARGETS = VERA_TARGETS = changed(phi=QV)
+FROD_TARGETS = changed(phi=QV, vit=QUERY_VALUE)
+PVERA_TARGETS = changed(phi=QV, dinov2=QUERY_VALUE)
+C3A_TARGETS = FOURIERFT_TARGETS = changed(gpt2=("mlp.c_proj",), gpt_bigcode=("mlp.c_proj",))
+WAVEFT_TARGETS = changed(FOURIERFT_TARGETS, without=("btlm", "rwkv", "rwkv7"))
+VALUE_ONLY = "opt gptj gpt_neo bart llama llama4 mistral mixtral phi gemma gemma2 gemma3_text qwen2 qwen3".split()
+BEFT_TARGETS = changed(
+    {},
+    t5=("v",),
+    mt5=("v",),
+    roberta=("value",),
+    bert=("value",),
+    deberta_v2=("value_proj",),
+    **{model: ("v_proj",) for model in VALUE_ONLY},
+)
+LLAMA_LIKE = "llama llama4 mistral mixtral gemma gemma2 gemma3_text qwen2 qwen3 phi".split()
+OSF_TARGETS = changed(
+    {},
+    gpt2=("c_attn", "c_proj"),
+    gpt_bigcode=("c_attn", "c_proj"),
+    opt=OPT_LIKE,
+    gptj=("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
+    **{model: ("query_key_value", "dense_4h_to_h") for model in ("bloom", "gpt_neox", "falcon")},
+    **{model: EVERY_PROJECTION for model in LLAMA_LIKE},
+)
+# IA3: (targets, those of them whose input is scaled instead of their output)
+_IA3 = {
+    "t5": ("k v wo", "wo"),
+    "mt5": ("k v wi_1", ""),
+    "gpt2": ("c_attn mlp.c_proj", "mlp.c_proj"),
+    "bloom": ("query_key_value mlp.dense_4h_to_h", "mlp.dense_4h_to_h"),
+    "roberta": ("key value output.dense", "output.dense"),
+    "opt": ("q_proj k_proj fc2", "fc2"),
+    "gptj": ("q_proj v_proj fc_out", "fc_out"),
+    "gpt_neox": ("query_key_value dense_4h_to_h", "dense_4h_to_h"),
+    "gpt_neo": ("q_proj v_proj c_proj", "c_proj"),
+    "bart": ("q_proj v_proj fc2", "fc2"),
+    "gpt_bigcode": ("c_attn mlp.c_proj", "mlp.c_proj"),
+    "llama": ("k_proj v_proj down_proj", "down_proj"),
+    "llama4": ("q_proj v_proj down_proj", "down_proj"),
+    "mistral": ("k_proj v_proj down_proj", "down_proj"),
+    "mixtral": ("k_proj v_proj w2", "w2"),
+    "bert": ("key value output.dense", "output.dense"),
+    "deberta-v2": ("key_proj value_proj output.dense", "output.dense"),
+    "deberta": ("in_proj output.dense", "output.dense"),
+    "phi": ("q_proj v_proj fc2", "fc2"),
+    **dict.fromkeys(("RefinedWebModel", "RefinedWeb", "falcon"), ("query_key_value dense_4h_to_h", "dense_4h_to_h")),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"), ("q_proj v_proj down_proj", "down_proj")),
+}
+IA3_TARGETS = {model: both[0].split() for model, both in _IA3.items()}
+IA3_FEEDFORWARD = {model: both[1].split() for model, both in _IA3.items()}
+LN_TUNING_TARGETS = {
+    model: names.split()
+    for model, names in {
+        "llama": "input_layernorm post_attention_layernorm norm",
+        "bloom": "input_layernorm post_attention_layernorm ln_f",
+        "llava": "multi_modal_projector input_layernorm post_attention_layernorm norm embed_tokens lm_head",
+        "t5": "layer_norm final_layer_norm",
+        "mt5": "layer_norm final_layer_norm",
+        "bart": "self_attn_layer_norm encoder_attn_layer_norm final_layer_norm",
+        "gpt2": "ln_1 ln_2 ln_f",
+        "blip-2": "layernorm LayerNorm final_layer_norm self_attn_layer_norm",
+        "gptj": "ln_1 ln_f",
+        "falcon": "input_layernorm post_attention_layernorm ln_f",
+        "mistral": "input_layernorm post_attention_layernorm norm",
+        "phi": "input_layernorm final_layernorm",
+        "gemma": "input_layernorm post_attention_layernorm norm",
+        "gemma2": "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm norm",
+        "gemma3_text": "input_layernorm post_attention_layernorm pre_feedforward_layernorm "
+        "post_feedforward_layernorm norm",
+        "qwen2": "post_attention_layernorm",
+        "qwen3": "post_attention_layernorm",
+    }.items()
+}
+
 # What to do to a prefix's keys and values by model type. Empty since transformers' caches have one layout for all.
 TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING: dict = {}

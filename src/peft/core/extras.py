@@ -119,7 +119,7 @@ def _add_tokens(tuner, name, config, how):
         twin = _token_wrapper(tuner, path, module, name, host[1], config, how)
         layer, source = twin.token_adapter, host[0].token_adapter
         layer._modules["trainable_tokens_delta"] = source._modules["trainable_tokens_delta"]
-        layer.adapters[name].shared = True
+        layer.adapters[name].borrowed = True
 
 
 def _base(module):

@@ -46,11 +46,12 @@ class AdapterLayer(Switchable, nn.Module):
             adapters={},
             folded=None,  # the weight that decoding uses, see ops/folded.py
             banks={},  # stacked factors for mixed batches, by tuple of adapters
+            shared={},  # {field: container} of what all layers of an adapter share; the tuner's own dict
             owned=False,  # True: another wrapper made this one and takes it away
             _live=(None, ()),  # (active tuple it was made for, the adapters of it that this layer has)
             _present=(),
             _undo=[],  # what each merge replaced: (adapter name, packed weight, bias), newest last
-            **{name: {} for name, field in self.adapter_cls.fields.items() if field.container is None},
+            **{name: {} for name, f in self.adapter_cls.fields.items() if f.container is None and not f.shared},
         )
         self.kind.attach(self)
 
@@ -60,7 +61,7 @@ class AdapterLayer(Switchable, nn.Module):
         except AttributeError:
             field = self.adapter_cls.fields.get(name)
             if field is not None:  # no adapter uses this container, so it was not made: it reads as empty
-                return field.container()
+                return self.shared.get(name, field.container()) if field.shared else field.container()
             if name.startswith("_") or "base_layer" not in self._modules:
                 raise
             return getattr(self._modules["base_layer"], name)
@@ -111,6 +112,11 @@ class AdapterLayer(Switchable, nn.Module):
         return y if bias is None else y + self.kind.per_out(bias)
 
     # -- adapters ------------------------------------------------------------------------------------------------
+    def placement(self, autocast=True):
+        """{device, dtype} of new adapter tensors. autocast: float32 on a half-precision base."""
+        device, dtype = self.backend.placement(self.get_base_layer(), self.kind.param)
+        return {"device": device, "dtype": torch.float32 if autocast and dtype.itemsize < 4 else dtype}
+
     @torch.no_grad()
     def add_adapter(self, name, config, key="", *, autocast=True, empty=False):
         """Make adapter `name` on this layer.
@@ -122,10 +128,11 @@ class AdapterLayer(Switchable, nn.Module):
             self.delete_adapter(name)
         adapter = self.adapter_cls(self, name, key)
         adapter.config = config
-        device, dtype = self.backend.placement(self.get_base_layer(), self.kind.param)
-        if autocast and dtype.itemsize < 4:
-            dtype = torch.float32
-        adapter.build(config, {"device": "meta" if empty else device, "dtype": dtype})
+        where = self.placement(autocast)
+        device = where["device"]
+        adapter.build(config, {**where, "device": "meta"} if empty else where)
+        for field_name in self.adapter_cls.trained_shared:  # known here too, so that names and order are upstream's
+            self._modules[field_name] = self.shared[field_name]
         self.adapters[name] = adapter
         self._changed()
         if not empty or device.type != "meta":
@@ -175,6 +182,10 @@ class AdapterLayer(Switchable, nn.Module):
         if self.adapters.pop(name, None) is None:
             return
         for field_name, field in self.adapter_cls.fields.items():
+            if field.shared:  # the tuner takes the entry away
+                if not self.adapters:
+                    self._modules.pop(field_name, None)
+                continue
             slots = self.__dict__[field_name] if field.container is None else self._modules.get(field_name)
             if slots is not None and name in slots:
                 del slots[name]
@@ -229,7 +240,7 @@ class AdapterLayer(Switchable, nn.Module):
     # -- forward -------------------------------------------------------------------------------------------------
     def forward(self, x, *args, **kwargs):
         state = self.state
-        if state.calls and state.enabled and (call := state.call()) is not None:
+        if state.calls and state.enabled and (call := state.call()) is not None and call.names is not None:
             return self._forward_call(call, x, *args, **kwargs)
         if self._undo or not state.enabled:
             merged = self.merged_adapters

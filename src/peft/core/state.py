@@ -92,13 +92,15 @@ class Switchable:
 class Call:
     """The arguments of one forward that reach adapted layers without touching the model's signature.
 
-    adapter_names: one adapter name a sample of the batch; "__base__" means no adapter.
+    adapter_names: one adapter name a sample of the batch; "__base__" means no adapter; None: the active adapters act.
+    arguments: what else adapters read of this call, for example task_ids.
     """
 
     BASE = "__base__"
 
-    def __init__(self, adapter_names):
-        self.names = list(adapter_names)
+    def __init__(self, adapter_names=None, **arguments):
+        self.names = None if adapter_names is None else list(adapter_names)
+        self.arguments = arguments
         self._plans = {}
 
     def rows(self, size, present, device):

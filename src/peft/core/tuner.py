@@ -4,7 +4,7 @@ import warnings
 
 from torch import nn
 
-from peft.core import extras, match
+from peft.core import extras, match, shared
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
 from peft.core.wrappers import AuxiliaryTrainingWrapper
@@ -17,6 +17,7 @@ class Tuner(nn.Module):
     layers  {path: AdapterLayer}, built once at injection: everything below walks it, never the module tree
     extras  {path: AuxiliaryTrainingWrapper}, modules trained whole or by row beside the adapters
     state   the active record that all of them read
+    shared  {field: container} of tensors that the layers of an adapter share
     """
 
     layer_cls: type[AdapterLayer]
@@ -34,6 +35,8 @@ class Tuner(nn.Module):
         configs = peft_config if isinstance(peft_config, dict) else {adapter_name: peft_config}
         known = next(iter([*self.layers.values(), *self.extras.values()]), None)
         self.state = AdapterState() if known is None else getattr(known.state, "origin", known.state)
+        same = (layer for layer in self.layers.values() if isinstance(layer, self.layer_cls))
+        self.shared = next((layer.shared for layer in same), {})
         trained = [p for p in model.parameters() if p.requires_grad] if known is None else []
         for p in trained:
             p.requires_grad = False
@@ -70,6 +73,10 @@ class Tuner(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self.model(*args, **kwargs)
+
+    def call_arguments(self, args, kwargs):
+        """What adapters need of a call, as a dict; taken out of kwargs where the base model does not know it."""
+        return {}
 
     # -- injection -----------------------------------------------------------------------------------------------
     def inject_adapter(
@@ -148,6 +155,8 @@ class Tuner(nn.Module):
         in_parameters, wanted_parameters = [], match.Names(None)
         if parameters:
             in_parameters, wanted_parameters = match.target_parameters(self.model, parameters)
+        if self.layer_cls.adapter_cls.shared_fields:
+            shared.make(self, name, config, {key: self._layer_at(path, m) for key, path, m in found}, how["autocast"])
         for key, path, module in found:
             self._layer_at(path, module).add_adapter(name, config, key, **how)
         for key, path, parameter in in_parameters:
@@ -177,6 +186,7 @@ class Tuner(nn.Module):
                 return layer
             layer = layer.base_layer
         new = self.layer_cls(module, param=parameter, state=self.state)
+        new.shared = self.shared
         match.put(self.model, path, new)
         self._stale = True
         return new
@@ -281,6 +291,7 @@ class Tuner(nn.Module):
     def _remove(self, name):
         for holder in self.holders():
             holder.delete_adapter(name)
+        shared.drop(self, name)
         for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
             if not layer.adapters:
                 self._unwrap(path, layer)

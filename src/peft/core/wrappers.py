@@ -246,7 +246,7 @@ class TrainableTokensWrapper(AuxiliaryTrainingWrapper):
         adapter = self.token_adapter.adapters[name]
         slots = adapter.saved_slots()
         for slot in slots:
-            slot.file_key = f"token_adapter.{adapter.file_key(slot.key)}"
+            slot.file_key = f"token_adapter.{adapter.file_key(slot.key, adapter.name)}"
             slot.key = f"token_adapter.{slot.key}"
         return slots
 

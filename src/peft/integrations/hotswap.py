@@ -175,7 +175,7 @@ def _incoming(adapter, tensors):
 
     Raises AdapterMismatchError where a part is missing or does not fit.
     """
-    slots = {adapter.file_key(s.key): s for s in adapter.saved_slots()}
+    slots = {adapter.file_key(s.key, adapter.name): s for s in adapter.saved_slots()}
     new = {n: tensors[id(s.owner), s.name] for n, s in slots.items() if (id(s.owner), s.name) in tensors}
     if not new:
         return None

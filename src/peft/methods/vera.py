@@ -1,0 +1,138 @@
+"""VeRA, W + diag(b)·B·diag(d)·A: random A and B, frozen and shared by all layers; b and d trained (arXiv 2310.11454)."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from peft.config import LayersConfig
+from peft.core.adapter import Additive, Buf, Mod, Param, Val, through
+from peft.core.defaults import VERA_TARGETS
+from peft.core.layer import AdapterLayer
+from peft.core.tuner import Tuner
+from peft.core.validate import check_range
+from peft.enums import PeftType
+from peft.errors import CheckpointError, ConfigError
+from peft.methods.seeded import kaiming_uniform
+from peft.ops.lowrank import LowRank
+from peft.registry import register
+
+
+@dataclass
+class VeraConfig(LayersConfig):
+    """VeRA on linear layers. Wrong values raise ConfigError, naming the field."""
+
+    METHOD: ClassVar = PeftType.VERA
+
+    r: int = field(default=256, metadata={"help": "rank of the shared bases; the trained d has this length"})
+    projection_prng_key: int = field(default=0, metadata={"help": "seed of the shared bases"})
+    save_projection: bool = field(default=True, metadata={"help": "keep the bases in the file, not only their seed"})
+    vera_dropout: float = field(default=0.0, metadata={"help": "dropout probability on the input of A"})
+    d_initial: float = field(default=0.1, metadata={"help": "initial value of d"})
+    fan_in_fan_out: bool = field(default=False, metadata={"help": "the base stores (in, out), as Conv1D does"})
+    bias: Literal["none", "all", "vera_only"] = field(default="none", metadata={"help": "base biases to train"})
+    init_weights: bool = field(default=True, metadata={"help": "start as the base model (b = 0), else at random"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range(self, "r", 1)
+        check_range(self, "vera_dropout", 0, 1)
+
+
+class Vera(Additive):
+    """y + b∘(B(d∘(A x)))."""
+
+    prefix = "vera_lambda_"
+
+    vera_dropout = Mod(trainable=False)
+    vera_lambda_b, vera_lambda_d = Param(), Param()  # (out,), (r,)
+    vera_A, vera_B = Buf(shared=True), Buf(shared=True)  # (r, largest in), (largest out, r): layers use a corner
+    r = Val()
+
+    @classmethod
+    def share(cls, c, layers, where):
+        generator = torch.Generator().manual_seed(c.projection_prng_key)
+        out, inp = (max(layer.shape[i] for layer in layers.values()) for i in (0, 1))
+        A, B = kaiming_uniform((c.r, inp), generator), kaiming_uniform((out, c.r), generator)
+        return {"vera_A": A.to(where["device"]), "vera_B": B.to(where["device"])}
+
+    @classmethod
+    def unsaved(cls, c):
+        return () if c.save_projection else ("vera_A", "vera_B")
+
+    @classmethod
+    def from_file(cls, c, tensors, adapters):
+        held = [k for k in tensors if k.endswith(("vera_A", "vera_B"))]
+        if c.save_projection and len(held) < 2:
+            raise CheckpointError(
+                "The config says save_projection=True, but the file holds no vera_A and vera_B. If they were left out "
+                "on purpose, set save_projection=False in its adapter_config.json: they follow from the seed."
+            )
+        return tensors if c.save_projection else {k: v for k, v in tensors.items() if k not in held}
+
+    def build(self, c, where):
+        self.r = c.r
+        if c.vera_dropout:
+            self.vera_dropout = nn.Dropout(c.vera_dropout)
+        self.vera_lambda_b = nn.Parameter(torch.empty(self.layer.shape[0], **where))
+        self.vera_lambda_d = nn.Parameter(torch.empty(c.r, **where))
+
+    def reset(self, c):
+        if c.init_weights:
+            self.vera_lambda_b.zero_()
+            self.vera_lambda_d.fill_(c.d_initial)
+        else:
+            self.vera_lambda_b.normal_()
+            self.vera_lambda_d.normal_()
+
+    def factors(self):
+        """This layer's corner of the bases, A (r, in) and B (out, r)."""
+        out, inp = self.layer.shape
+        like = self.vera_lambda_d
+        return self.vera_A[:, :inp].to(like), self.vera_B[:out].to(like)
+
+    def low_rank(self):
+        """Scaled copies of A and B are cheap where no gradient flows; with gradients, vectors are cheaper to train."""
+        if torch.is_grad_enabled():
+            return None
+        A, B = self.factors()
+        drop = self.vera_dropout
+        p = drop.p if drop is not None and drop.training else 0.0
+        return LowRank(A * self.vera_lambda_d[:, None], B * self.vera_lambda_b[:, None], 1.0, p)
+
+    def output(self, x, y):
+        A, B = self.factors()
+        h = self.cast(through(self.vera_dropout, x), A.dtype)
+        update = F.linear(F.linear(h, A.to(h.dtype)) * self.vera_lambda_d, B.to(h.dtype))
+        return torch.addcmul(y, update, self.vera_lambda_b).to(y.dtype)
+
+    def delta_weight(self):
+        A, B = self.factors()
+        return (B * self.vera_lambda_b[:, None]) @ (A * self.vera_lambda_d[:, None])
+
+
+class VeraLayer(AdapterLayer):
+    """A base layer with VeRA adapters."""
+
+    adapter_cls = Vera
+
+    def supports_lora_conversion(self, adapter_name="default"):
+        return True
+
+
+class VeraModel(Tuner):
+    """A model with VeRA adapters."""
+
+    layer_cls = VeraLayer
+    target_module_mapping = VERA_TARGETS
+
+    def check_new_config(self, adapter_name, config):
+        super().check_new_config(adapter_name, config)
+        for field_name in ("projection_prng_key", "save_projection"):
+            if len(values := {getattr(c, field_name) for c in self.peft_config.values()}) > 1:
+                raise ConfigError(f"All VeRA adapters of a model need the same {field_name}, got {sorted(values)}.")
+
+
+register("VERA", VeraConfig, tuner=VeraModel, prefix="vera_lambda_")
