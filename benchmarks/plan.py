@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import methods
+
 # How a target reads, and which metric of a row (see report.metrics) it bounds.
 TARGETS = {
     "overhead_left": "overhead left ≤ {}",
@@ -82,12 +84,26 @@ def both(id: str, title: str, case: str, target: tuple[str, float] | None = None
     return [Row(id, f"{title}, {dtype}", case, {"dtype": dtype, **arguments}, target) for dtype in ("fp32", "bf16")]
 
 
+def method_rows() -> list[Row]:
+    """Every method against upstream's, time and peak memory."""
+    rows = []
+    for name in methods.METHODS:
+        aim = ("speedup", methods.FASTER[name]) if name in methods.FASTER else ("of_upstream", 1.05)
+        arguments = {"method": name}
+        rows.append(Row("P9", f"{name} step", "method_step", arguments, aim))
+        rows.append(
+            Row("P9", f"{name} peak memory", "method_memory", arguments, unit="B", fresh_process=True, deterministic=True)
+        )
+    return rows
+
+
 ROWS: list[Row] = [
     *step_rows(),
     *memory_rows(),
     *both("P5", "LoRA step 1 x 32", "step", rows=1, length=32),
     *both("P8", "DoRA step", "step", ("overhead_left", 0.4), dora=True),
     *both("P8", "DoRA forward 4 x 128", "forward", rows=4, length=128, dora=True),
+    *method_rows(),
     *both("P10", "unmerged prefill 1 x 1024", "forward", rows=1, length=1024),
     *both("P11", "unmerged decode, per token", "decode", ("of_floor", 1.06)),
     *both("P11", "merged decode, per token", "decode", merged=True),
@@ -124,6 +140,8 @@ ROWS: list[Row] = [
 
 def select(only: str | None, quick: bool) -> list[Row]:
     """Rows whose id is listed in `only` (all without it); `quick` keeps the rows that carry a target."""
+    if not only and not quick:
+        return [row for row in ROWS if row.id != "P9"]  # an hour by itself: asked for with --only P9
     ids = {id.strip().lower() for id in only.split(",")} if only else None
     known = {row.id.lower() for row in ROWS} | {"parity"}
     if ids and not ids <= known:

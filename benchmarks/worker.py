@@ -44,6 +44,7 @@ class Worker:
     def __init__(self, scratch: str, threads: int, clock: str):
         import cases_bookkeeping
         import cases_compute
+        import cases_methods
         import parity
         import timing
         import torch
@@ -51,7 +52,7 @@ class Worker:
         torch.set_num_threads(threads)
         timing.use_clock(clock)
         self.scratch = scratch
-        self.cases = cases_compute.CASES | cases_bookkeeping.CASES
+        self.cases = cases_compute.CASES | cases_bookkeeping.CASES | cases_methods.CASES
         self.parity = parity.RESULTS
         self.parts: dict = {}
 

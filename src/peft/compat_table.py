@@ -3,12 +3,14 @@
 Delete a name when its last user is gone. Names of methods that are not here yet are absent.
 """
 
+from peft import compat_methods
+
 CONSTANTS = {
     "config": "CONFIG_NAME",
     "weights": "SAFETENSORS_WEIGHTS_NAME WEIGHTS_NAME",
     "core.match": "INCLUDE_LINEAR_LAYERS_SHORTHAND=ALL_LINEAR",
-    "core.defaults": "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING=LORA_TARGETS "
-    "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING",
+    "core.defaults": "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING "
+    + compat_methods.target_tables()["core.defaults"],
     "legacy": "ALLOWED_COMPUTE_DTYPES UPCAST_DTYPES",
 }
 ERRORS = {"errors": "NoMatchingPeftModuleError PeftError"}
@@ -37,9 +39,11 @@ TASKS = {
     "PeftModelForSequenceClassification PeftModelForTokenClassification",
 }
 LORA_CONFIGS = {"methods.lora.config": "LoraConfig LoraRuntimeConfig"}
-LORA_LAYERS = {"methods.lora.by_kind": "Conv2d Conv3d Embedding Linear ParamWrapper", "methods.lora.lora": "LoraLayer"}
+LORA_LAYERS = {
+    "by_kind": "Conv2d=lora.conv2 Conv3d=lora.conv3 Embedding=lora.embedding Linear=lora.linear ParamWrapper=lora.param",
+    "methods.lora.lora": "LoraLayer",
+}
 LORA_CONVERSION = {"methods.lora.convert": "convert_to_lora save_as_lora"}
-TOKENS = {"methods.trainable_tokens": "TrainableTokensConfig TrainableTokensModel"}
 PREFIX = {"prompts.prefix": "PrefixEncoder PrefixTuningConfig"}
 MIXED = {"mixed": "COMPATIBLE_TUNER_TYPES MixedModel"}
 SHARED_VERBS = {"functional": "cast_adapter_dtype delete_adapter set_adapter set_requires_grad"}
@@ -82,8 +86,14 @@ ALIASES = {
     ),
     # -- methods -------------------------------------------------------------------------------------------------
     "tuners": _merged(
-        LORA_CONFIGS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION, TOKENS, PREFIX, {"mixed": "MixedModel"}
+        LORA_CONFIGS,
+        {"methods.lora.lora": "LoraModel"},
+        LORA_CONVERSION,
+        PREFIX,
+        {"mixed": "MixedModel"},
+        compat_methods.public(),
     ),
+    **compat_methods.aliases(),
     "tuners._buffer_dict": {"core.adapter": "BufferDict"},
     "tuners.tuners_utils": _merged(
         SHARED_VERBS,
@@ -113,17 +123,13 @@ ALIASES = {
     "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION),
     "tuners.lora.config": LORA_CONFIGS,
     "tuners.lora.conversion": LORA_CONVERSION,
-    "tuners.lora.layer": _merged(LORA_LAYERS, {"methods.lora.by_kind": "Conv1d MultiheadAttention _ConvNd"}),
+    "tuners.lora.layer": _merged(LORA_LAYERS, {"by_kind": "Conv1d=lora.conv1 MultiheadAttention=lora.mha _ConvNd=lora.conv"}),
     "tuners.lora.model": {"methods.lora.lora": "LoraLayer LoraModel", "methods.lora.config": "LoraConfig"},
     "tuners.mixed": MIXED,
     "tuners.mixed.model": MIXED,
     "tuners.prefix_tuning": PREFIX,
     "tuners.prefix_tuning.config": {"prompts.prefix": "PrefixTuningConfig"},
     "tuners.prefix_tuning.model": {"prompts.prefix": "PrefixEncoder"},
-    "tuners.trainable_tokens": _merged(TOKENS, {"methods.trainable_tokens": "TrainableTokensLayer"}),
-    "tuners.trainable_tokens.config": {"methods.trainable_tokens": "TrainableTokensConfig"},
-    "tuners.trainable_tokens.layer": {"methods.trainable_tokens": "TrainableTokensLayer"},
-    "tuners.trainable_tokens.model": {"methods.trainable_tokens": "TrainableTokensModel"},
     # -- utilities -----------------------------------------------------------------------------------------------
     "utils": _merged(CONSTANTS, ERRORS, WARNING, TYPES, STATE_DICTS, WRAPPERS, TRAINING, INTERNALS),
     "utils.constants": _merged(

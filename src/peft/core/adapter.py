@@ -4,6 +4,7 @@ Tensors live on the layer, parameter-major (`layer.lora_A["default"]`), because 
 fields give the author the adapter-major view (`self.lora_A`).
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -318,6 +319,16 @@ class Adapter:
         left_out = self.unsaved(self.config)
         fields = [f for n, f in self.fields.items() if f.saved and not f.shared and n not in left_out]
         return [slot for f in fields for slot in f.slots_of(self)]
+
+    def correct_layout(self, config):
+        """Make config.fan_in_fan_out, which files hold, say how a linear base stores its weight."""
+        stored = type(self.kind).__name__ == "Conv1D"
+        if self.kind.name == "linear" and config.fan_in_fan_out != stored:
+            warnings.warn(
+                f"{self.key} is a {type(self.base).__name__}: fan_in_fan_out becomes {stored} in the config.",
+                stacklevel=8,
+            )
+            config.fan_in_fan_out = stored
 
     def cast(self, x, dtype):
         """x in the adapter's dtype, unless autocast or the user sees to dtypes."""

@@ -23,6 +23,7 @@ class Tuner(nn.Module):
     layer_cls: type[AdapterLayer]
     target_module_mapping: dict = {}  # model_type -> default targets
     unsafe_targets: tuple[str, ...] = ()  # last names that state-space models cannot have adapted
+    condenses = True  # a long list of explicit targets becomes a short one of name endings
 
     def __init__(
         self, model, peft_config, adapter_name, low_cpu_mem_usage=False, state_dict=None, autocast_adapter_dtype=True
@@ -169,7 +170,7 @@ class Tuner(nn.Module):
             )
         match.warn_unused(self.model, wanted if found else match.Names(None), excluded, wanted_parameters)
         names = config.target_modules
-        if isinstance(names, set) and len(names) >= match.CONDENSE_FROM and not state_dict:
+        if self.condenses and isinstance(names, set) and len(names) >= match.CONDENSE_FROM and not state_dict:
             keys = {k for k, _, _ in found}
             config.target_modules = match.minimal_endings(
                 [k for k, _, _ in found], {k for k, _, _ in match.walk(self.model)} - keys

@@ -6,8 +6,8 @@ import warnings
 
 import torch
 
-from peft.core.checkpoint import fill
 from peft.errors import AdapterError, PeftWarning
+from peft.methods import combining
 from peft.methods.lora import factors, merge_utils
 
 PRUNING = {
@@ -93,7 +93,7 @@ def add_weighted_adapter(
     tuner.inject_adapter(tuner.model, adapter_name, config)
     try:
         _fill(tuner, adapter_name, config.r, made, sources)
-        _copy_extras(tuner, adapters, adapter_name)
+        combining.copy_extras(tuner, adapters, adapter_name)
     except BaseException:
         tuner.delete_adapter(adapter_name)
         raise
@@ -101,30 +101,13 @@ def add_weighted_adapter(
 
 # -- what can be combined ------------------------------------------------------------------------------------------
 def _check(tuner, adapters, weights, how):
-    configs = tuner.peft_config
-    if unknown := [a for a in adapters if a not in configs]:
-        raise AdapterError(f"Adapter {unknown[0]} does not exist; there are {list(configs)}.")
-    if not adapters or len(adapters) != len(weights):
-        raise AdapterError(f"Each adapter needs one weight: got {len(adapters)} adapters and {len(weights)} weights.")
-    if not all(map(math.isfinite, weights)):
-        raise AdapterError(f"The weights of adapters must be finite numbers, got {weights}.")
+    combining.check_request(tuner, adapters, weights)
     if how.name not in TYPES:
         raise AdapterError(f"Invalid combination_type: {how.name}. Use one of {', '.join(TYPES)}.")
     if how.name.removesuffix("_svd") in PRUNING and (how.density is None or how.density < 0):
         raise AdapterError(f"combination_type={how.name!r} needs a density, the part of values to keep, above 0.")
     if how.svd_rank is not None and how.svd_rank < 1:
         raise AdapterError(f"svd_rank must be at least 1, got {how.svd_rank}.")
-    if len({isinstance(configs[a].target_modules, str) for a in adapters}) > 1:
-        raise AdapterError(
-            "All adapter configs should follow the same target modules type. Combining adapters with `target_modules` "
-            "being a mix of list/set and string is not supported."
-        )
-    twice = [w for w in tuner.extras.values() if len(set(adapters) & set(w.adapter_names)) > 1]
-    if twice:
-        raise AdapterError(
-            "Cannot add weighted adapters if they target the same module with modules_to_save or "
-            f"trainable_token_indices, but found {len(twice)} such instance(s): whole modules are not summed."
-        )
 
 
 def _check_layer(parts, how):
@@ -231,7 +214,7 @@ def _config(tuner, adapters, how, made, sources):
         peft_version=None,  # this one's: an older version would scale some layers by two
         init_lora_weights=True,
         lora_bias=any(c.lora_bias for c in configs),
-        target_modules=_targets(configs)
+        target_modules=combining.union([c.target_modules for c in configs])
         if same
         else {p[0][0].key for p in sources.values() if not p[0][0].layer.owned},
         modules_to_save=whole or None,
@@ -239,15 +222,6 @@ def _config(tuner, adapters, how, made, sources):
         ensure_weight_tying=any(c.ensure_weight_tying for c in configs),
         **filters,
     )
-
-
-def _targets(configs):
-    """The union of target_modules: of sets, or of regexes."""
-    targets = [c.target_modules for c in configs]
-    if not isinstance(targets[0], str):
-        return set().union(*targets)
-    targets = list(dict.fromkeys(targets))
-    return targets[0] if len(targets) == 1 else "|".join(f"({t})" for t in targets)
 
 
 def _fill(tuner, name, rank, made, sources):
@@ -271,13 +245,3 @@ def _fill(tuner, name, rank, made, sources):
                 old.copy_(value)
             if bias is not None:
                 new.lora_B.bias.copy_(bias)
-
-
-def _copy_extras(tuner, adapters, name):
-    """Whole modules and token rows have one owner among the adapters: the new adapter gets its values."""
-    for wrapper in tuner.extras.values():
-        owner = next((a for a in adapters if a in wrapper.adapter_names), None)
-        if owner is not None:
-            for new, old in zip(wrapper.saved_slots(name), wrapper.saved_slots(owner)):
-                if new.owner is not None:
-                    fill(new, old.tensor)

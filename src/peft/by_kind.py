@@ -1,0 +1,25 @@
+"""Classes that stand for one method on one kind of base layer, as upstream's `loha.Conv2d`, for isinstance and by hand.
+
+`getattr(by_kind, "loha.conv2")` makes such a class when it is first asked for: method, kind, and for convolutions the
+number of spatial dimensions.
+"""
+
+import functools
+import re
+
+from peft import registry
+from peft.core.of_kind import OfKind
+
+NAMES = {"linear": "Linear", "embedding": "Embedding", "mha": "MultiheadAttention", "param": "ParamWrapper"}
+
+
+@functools.cache
+def __getattr__(name):
+    found = re.fullmatch(r"([a-z_0-9]+)\.(linear|embedding|mha|param|conv)([123]?)", name)
+    if found is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    method, kind, spatial = registry.method(found[1].upper()), found[2], found[3]
+    title = NAMES.get(kind) or (f"Conv{spatial}d" if spatial else "_ConvNd")
+    about = {"__module__": __name__, "__doc__": f"{method.name} on one kind of layer: {title}(base_layer, adapter_name, config, **settings)."}
+    dimensions = int(spatial) if spatial else None
+    return OfKind(title, (method.tuner.layer_cls,), about, kind=kind, spatial=dimensions, config=method.config)
