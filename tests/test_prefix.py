@@ -247,8 +247,16 @@ def test_several_prompts_round_trip_and_stay_frozen(tmp_path):
     got = [logits(again), again.set_adapter("b") or logits(again)]
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     assert not any(p.requires_grad for p in again.parameters())
-    with pytest.raises(ValueError, match="trainable when loading"):
-        PeftModel.from_pretrained(models.llama_classifier(), tmp_path, is_trainable=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_projected"])
+def test_a_loaded_prefix_can_be_trained_on(name):
+    """Of a projected one the file holds the result, which is trained itself then."""
+    model = PeftModel.from_pretrained(models.build(CASES[name][0]), FIXTURES / "prefix" / name, is_trainable=True)
+    assert torch.equal(logits(model.eval()), logits(loaded(name)))
+    model.train()(**batch(CASES[name][1], LEFT)).loss.backward()
+    held = {n: p.grad is not None and bool(p.grad.any()) for n, p in model.named_parameters() if p.requires_grad}
+    assert held == {"prompt_encoder.default.embedding.weight": True}
 
 
 def test_a_wrong_file_leaves_no_trace(tmp_path):
@@ -259,9 +267,9 @@ def test_a_wrong_file_leaves_no_trace(tmp_path):
     with pytest.raises(AdapterMismatchError, match="size mismatch for prompt_embeddings"):
         PeftModel.from_pretrained(base, tmp_path, config=config)
     assert [n for n, _ in base.named_parameters()] == before
-    model = build("llama_projected")
-    with pytest.raises(AdapterMismatchError, match="prefix_projection"):
-        model.load_adapter(FIXTURES / "prefix" / "llama_projected", "default")
+    model = build("llama_projected")  # a file put into a prefix that is being trained replaces it
+    model.load_adapter(FIXTURES / "prefix" / "llama_projected", "default")
+    assert torch.equal(logits(model.eval()), logits(loaded("llama_projected")))
 
 
 # -- configs and errors ------------------------------------------------------------------------------------------

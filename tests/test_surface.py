@@ -25,12 +25,6 @@ LATER = {
             ArrowConfig BdLoraConfig EvaConfig KasaConfig LoftQConfig LoraGAConfig MontecloraConfig VeloraConfig
             create_arrow_model find_kappa_target_modules get_eva_state_dict initialize_lora_eva_weights
             preprocess_loraga replace_lora_weights_loftq""",
-        "other prompt methods": """
-            CPTConfig CPTEmbedding CartridgeConfig CartridgeEncoder MultitaskPromptTuningConfig
-            MultitaskPromptTuningInit PromptEmbedding PromptEncoder PromptEncoderConfig
-            PromptEncoderReparameterizationType PromptTuningConfig PromptTuningInit compose_cartridge_adapters
-            initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text
-            prompt_embeddings_from_past_key_values""",
         "caches of transformers before 4.54": "bloom_model_postprocess_past_key_value",
     }.values()
     for name in names.split()
@@ -44,7 +38,7 @@ PEFT_TYPE_TO_MIXED_MODEL_MAPPING PEFT_TYPE_TO_TUNER_MAPPING PeftConfig PeftError
 PeftModelForCausalLM PeftModelForFeatureExtraction PeftModelForQuestionAnswering PeftModelForSeq2SeqLM
 PeftModelForSequenceClassification PeftModelForTokenClassification PeftType PeftWarning PrefixEncoder
 PrefixTuningConfig PromptLearningConfig TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING TaskType
-TrainableTokensConfig TrainableTokensModel VeraConfig VeraModel AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel BeftConfig BeftModel BOFTConfig BOFTModel C3AConfig C3AModel DeftConfig DeftModel DeloraConfig DeloraModel FourierFTConfig FourierFTModel FrodConfig FrodModel GloraConfig GloraModel GraloraConfig GraloraModel HiraConfig HiraModel HRAConfig HRAModel IA3Config IA3Model LilyConfig LilyModel LNTuningConfig LNTuningModel LoHaConfig LoHaModel LoKrConfig LoKrModel MissConfig MissModel OFTConfig OFTModel OSFConfig OSFModel PeanutConfig PeanutModel PolyConfig PolyModel PsoftConfig PsoftModel PveraConfig PveraModel RandLoraConfig RandLoraModel RoadConfig RoadModel ShadowConfig ShadowModel ShiraConfig ShiraModel SupertuningConfig SupertuningModel TinyLoraConfig TinyLoraModel UniLoraConfig UniLoraModel VBLoRAConfig VBLoRAModel WaveFTConfig WaveFTModel XLoraConfig XLoraModel cast_mixed_precision_params convert_to_lora get_base_model_state_dict
+TrainableTokensConfig TrainableTokensModel CPTConfig CPTEmbedding CartridgeConfig CartridgeEncoder MultitaskPromptTuningConfig MultitaskPromptTuningInit PromptEmbedding PromptEncoder PromptEncoderConfig PromptEncoderReparameterizationType PromptTuningConfig PromptTuningInit compose_cartridge_adapters initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text prompt_embeddings_from_past_key_values VeraConfig VeraModel AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel BeftConfig BeftModel BOFTConfig BOFTModel C3AConfig C3AModel DeftConfig DeftModel DeloraConfig DeloraModel FourierFTConfig FourierFTModel FrodConfig FrodModel GloraConfig GloraModel GraloraConfig GraloraModel HiraConfig HiraModel HRAConfig HRAModel IA3Config IA3Model LilyConfig LilyModel LNTuningConfig LNTuningModel LoHaConfig LoHaModel LoKrConfig LoKrModel MissConfig MissModel OFTConfig OFTModel OSFConfig OSFModel PeanutConfig PeanutModel PolyConfig PolyModel PsoftConfig PsoftModel PveraConfig PveraModel RandLoraConfig RandLoraModel RoadConfig RoadModel ShadowConfig ShadowModel ShiraConfig ShiraModel SupertuningConfig SupertuningModel TinyLoraConfig TinyLoraModel UniLoraConfig UniLoraModel VBLoRAConfig VBLoRAModel WaveFTConfig WaveFTModel XLoraConfig XLoraModel cast_mixed_precision_params convert_to_lora get_base_model_state_dict
 get_layer_status get_model_status get_peft_config get_peft_model get_peft_model_state_dict inject_adapter_in_model
 load_peft_weights prepare_model_for_kbit_training save_as_lora set_base_model_state_dict set_peft_model_state_dict
 shift_tokens_right

@@ -38,6 +38,22 @@ METHODS = {
     "vera": ("Vera", "Linear=linear"),
     "waveft": ("WaveFT", "WaveFTLinear=linear"),
 }
+PROMPTS = {  # upstream's package: (file here, config names, encoder names)
+    "prompt_tuning": ("prompt_tuning", "PromptTuningConfig PromptTuningInit", "PromptEmbedding"),
+    "p_tuning": ("p_tuning", "PromptEncoderConfig PromptEncoderReparameterizationType", "PromptEncoder"),
+    "prefix_tuning": ("prefix", "PrefixTuningConfig", "PrefixEncoder"),
+    "multitask_prompt_tuning": (
+        "multitask",
+        "MultitaskPromptTuningConfig MultitaskPromptTuningInit",
+        "MultitaskPromptEmbedding",
+    ),
+    "cpt": ("cpt", "CPTConfig", "CPTEmbedding"),
+    "cartridge": ("cartridge", "CartridgeConfig", "CartridgeEncoder"),
+}
+CARTRIDGE_TOOLS = (
+    "compose_cartridge_adapters initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text "
+    "prompt_embeddings_from_past_key_values"
+)
 MODEL_LEVEL = {"adaption_prompt": "AdaptionPrompt", "shadow": "Shadow", "xlora": "XLora"}  # without a layer of their own
 
 
@@ -75,10 +91,17 @@ def aliases():
         found[path] = {home: f"{stem}Config {stem}Model"}
         found[f"{path}.config"] = {home: f"{stem}Config"}
         found[f"{path}.model"] = {home: f"{stem}Model"}
+    for package, (file, configs, encoders) in PROMPTS.items():
+        home, path = f"prompts.{file}", f"tuners.{package}"
+        found[path] = {home: f"{configs} {encoders}"}
+        found[f"{path}.config"] = {home: configs}
+        found[f"{path}.model"] = {home: encoders}
+    found["tuners.cartridge.utils"] = {"prompts.cartridge": CARTRIDGE_TOOLS}
     return found
 
 
 def public():
     """{home: names} of what `peft.tuners` itself exports."""
     stems = {**{method: stem for method, (stem, _) in METHODS.items()}, **MODEL_LEVEL}
-    return {f"methods.{method}": f"{stem}Config {stem}Model" for method, stem in stems.items()}
+    names = {f"methods.{method}": f"{stem}Config {stem}Model" for method, stem in stems.items()}
+    return names | {f"prompts.{file}": f"{configs} {encoders}" for file, configs, encoders in PROMPTS.values()}

@@ -44,7 +44,6 @@ LORA_LAYERS = {
     "methods.lora.lora": "LoraLayer",
 }
 LORA_CONVERSION = {"methods.lora.convert": "convert_to_lora save_as_lora"}
-PREFIX = {"prompts.prefix": "PrefixEncoder PrefixTuningConfig"}
 MIXED = {"mixed": "COMPATIBLE_TUNER_TYPES MixedModel"}
 SHARED_VERBS = {"functional": "cast_adapter_dtype delete_adapter set_adapter set_requires_grad"}
 
@@ -89,7 +88,6 @@ ALIASES = {
         LORA_CONFIGS,
         {"methods.lora.lora": "LoraModel"},
         LORA_CONVERSION,
-        PREFIX,
         {"mixed": "MixedModel"},
         compat_methods.public(),
     ),
@@ -127,9 +125,6 @@ ALIASES = {
     "tuners.lora.model": {"methods.lora.lora": "LoraLayer LoraModel", "methods.lora.config": "LoraConfig"},
     "tuners.mixed": MIXED,
     "tuners.mixed.model": MIXED,
-    "tuners.prefix_tuning": PREFIX,
-    "tuners.prefix_tuning.config": {"prompts.prefix": "PrefixTuningConfig"},
-    "tuners.prefix_tuning.model": {"prompts.prefix": "PrefixEncoder"},
     # -- utilities -----------------------------------------------------------------------------------------------
     "utils": _merged(CONSTANTS, ERRORS, WARNING, TYPES, STATE_DICTS, WRAPPERS, TRAINING, INTERNALS),
     "utils.constants": _merged(

@@ -92,7 +92,7 @@ class PeftConfigMixin(hub.Pushable):
                 "They were probably written by a newer peft; if they change the method, upgrade before using it.",
                 stacklevel=3,
             )
-        return config_cls(**kwargs)
+        return config_cls(**config_cls.check_kwargs(**kwargs))
 
     @classmethod
     def from_json_file(cls, path_json_file, **kwargs):

@@ -39,8 +39,6 @@ class Loadable:
             config = PeftConfig.from_pretrained(model_id, **options)
         elif not isinstance(config, PeftConfig):
             raise ValueError(f"The input config must be a PeftConfig, got {config.__class__}")
-        if config.is_prompt_learning and is_trainable:
-            raise ValueError("Cannot set a prompt learning adapter to trainable when loading pretrained adapter.")
         config.inference_mode = not is_trainable
         cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, cls)
         trainable = [(p, p.requires_grad) for p in model.parameters()]
@@ -97,8 +95,6 @@ class Loadable:
         new = adapter_name not in self.peft_config
         if new:
             config = PeftConfig.from_pretrained(model_id, **options)
-            if config.is_prompt_learning and is_trainable:
-                raise ValueError("Cannot set a prompt learning adapter to trainable when loading pretrained adapter.")
             config.inference_mode = not is_trainable
             self.add_adapter(
                 adapter_name, config, low_cpu_mem_usage=True, autocast_adapter_dtype=autocast_adapter_dtype

@@ -355,16 +355,20 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         return next((name for name, child in children if hasattr(child, "base_model_prefix")), None)
 
     def get_prompt_embedding_to_save(self, adapter_name):
-        """The tensor that a file holds of a prompt."""
+        """The virtual tokens as a file holds them."""
+        return self.prompt_tables(adapter_name)["prompt_embeddings"]
+
+    def prompt_tables(self, adapter_name):
+        """All tensors that a file holds of a prompt."""
         from peft.prompts import prompt_model
 
-        return prompt_model.embedding_to_save(self, adapter_name)
+        return prompt_model.tables_to_save(self, adapter_name)
 
-    def load_prompt(self, adapter_name, embedding, ignore_mismatched_sizes=False):
-        """Put the tensor of a file into a prompt."""
+    def load_prompt(self, adapter_name, tables, ignore_mismatched_sizes=False):
+        """Put the tensors of a file into a prompt."""
         from peft.prompts import prompt_model
 
-        prompt_model.load(self, adapter_name, embedding, ignore_mismatched_sizes)
+        prompt_model.load(self, adapter_name, tables, ignore_mismatched_sizes)
 
     # -- files ---------------------------------------------------------------------------------------------------
     def save_pretrained(self, save_directory, **options):

@@ -13,6 +13,11 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "LORA": "peft.methods.lora.lora",
     "TRAINABLE_TOKENS": "peft.methods.trainable_tokens",
     "PREFIX_TUNING": "peft.prompts.prefix",
+    "PROMPT_TUNING": "peft.prompts.prompt_tuning",
+    "P_TUNING": "peft.prompts.p_tuning",
+    "MULTITASK_PROMPT_TUNING": "peft.prompts.multitask",
+    "CPT": "peft.prompts.cpt",
+    "CARTRIDGE": "peft.prompts.cartridge",
     "ADALORA": "peft.methods.adalora",
     "ADAMSS": "peft.methods.adamss",
     "ADAPTION_PROMPT": "peft.methods.adaption_prompt",
@@ -69,11 +74,12 @@ _METHODS: dict[str, Method] = {}
 
 
 def register(name, config, *, tuner=None, encoder=None, prefix="", mixed=False):
-    """Add a method. Raises KeyError if the name or the prefix is taken."""
+    """Add a method. Raises KeyError if the name or the prefix is taken; a tuner may share that of its base class."""
     if name in _METHODS:
         raise KeyError(f"There is already a method called {name!r}.")
-    if prefix and (owner := next((m.name for m in _METHODS.values() if m.prefix == prefix), None)):
-        raise KeyError(f"The prefix {prefix!r} of {name} is already used by {owner}.")
+    owner = next((m for m in _METHODS.values() if prefix and m.prefix == prefix), None)
+    if owner is not None and not (tuner and owner.tuner and issubclass(tuner, owner.tuner)):
+        raise KeyError(f"The prefix {prefix!r} of {name} is already used by {owner.name}.")
     _METHODS[name] = Method(name, config, tuner, prefix, encoder, mixed)
 
 

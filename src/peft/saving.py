@@ -1,10 +1,7 @@
 """Write adapters to disk: weights, config, model card and provenance together, or not at all."""
 
 import dataclasses
-import io
 import os
-
-import torch
 
 from peft.card import model_card
 from peft.config import CONFIG_NAME
@@ -12,7 +9,7 @@ from peft.core.checkpoint import get_peft_model_state_dict
 from peft.errors import CheckpointError
 from peft.storage import hub, provenance
 from peft.storage.files import commit_files
-from peft.weights import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.weights import serialised
 
 
 def save_pretrained(
@@ -52,7 +49,7 @@ def save_pretrained(
             model, state_dict=state_dict, adapter_name=name, save_embedding_layers=save_embedding_layers
         )
         tensors = {k: _whole(k, t, name) for k, t in tensors.items()}
-        files = {_file_name(safe_serialization): _serialise(tensors, safe_serialization)}
+        files = dict([serialised(tensors, safe_serialization)])
         files[CONFIG_NAME] = _config_for_file(model, base, name).to_json().encode()
         files[provenance.FILE_NAME] = provenance.describe(
             base, {} if model._is_prompt_learning else model.base_model.layers, name
@@ -64,41 +61,16 @@ def save_pretrained(
         hub.upload_folder(save_directory, kwargs.pop("repo_id", os.path.basename(save_directory)), **kwargs)
 
 
-def _file_name(safe):
-    return SAFETENSORS_WEIGHTS_NAME if safe else WEIGHTS_NAME
-
-
-def _serialise(tensors, safe):
-    if not safe:
-        buffer = io.BytesIO()
-        torch.save(tensors, buffer)
-        return buffer.getvalue()
-    from safetensors.torch import save
-
-    return save(_unshared(tensors), metadata={"format": "pt"})
-
-
 def _whole(key, tensor, adapter_name):
     """A tensor as it can be written. Raises CheckpointError for one that is not really here."""
     if hasattr(tensor, "full_tensor"):  # a DTensor: gather its shards
         tensor = tensor.full_tensor()
-    if tensor.is_meta or (tensor.numel() == 0 and tensor.ndim):
+    if tensor.is_meta or tensor.shape == (0,):  # as ZeRO leaves what another process holds; (0, in) is a rank of 0
         raise CheckpointError(
             f"Adapter {adapter_name!r} cannot be saved: {key} holds no values on this process: it is on the meta "
             "device or sharded away. Save after loading, or gather the state_dict first and pass it as state_dict=."
         )
     return tensor.detach()
-
-
-def _unshared(tensors):
-    """Contiguous tensors, no two of which share memory, as safetensors wants them."""
-    seen, result = {}, {}
-    for key, tensor in tensors.items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.device)
-        tensor = tensor.clone() if place in seen and tensor.numel() else tensor
-        seen[place] = key
-        result[key] = tensor.contiguous()
-    return result
 
 
 def _config_for_file(model, base, name):

@@ -78,6 +78,18 @@ HOMES = {
     "methods.vera": ["VeraConfig", "VeraModel"],
     "methods.waveft": ["WaveFTConfig", "WaveFTModel"],
     "methods.xlora": ["XLoraConfig", "XLoraModel"],
+    "prompts.cartridge": [
+        "CartridgeConfig",
+        "CartridgeEncoder",
+        "compose_cartridge_adapters",
+        "initialize_kv_prefix_from_past_key_values",
+        "initialize_kv_prefix_from_text",
+        "prompt_embeddings_from_past_key_values",
+    ],
+    "prompts.cpt": ["CPTConfig", "CPTEmbedding"],
+    "prompts.multitask": ["MultitaskPromptTuningConfig", "MultitaskPromptTuningInit"],
+    "prompts.p_tuning": ["PromptEncoder", "PromptEncoderConfig", "PromptEncoderReparameterizationType"],
+    "prompts.prompt_tuning": ["PromptEmbedding", "PromptTuningConfig", "PromptTuningInit"],
     "prompts.prefix": ["PrefixEncoder", "PrefixTuningConfig"],
 }
 

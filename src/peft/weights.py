@@ -1,5 +1,6 @@
-"""Read the tensors of an adapter from a folder or the hub."""
+"""The tensors of an adapter: read from a folder or the hub, and as the bytes of a file."""
 
+import io
 import os
 import re
 
@@ -83,6 +84,28 @@ def torch_load(path, *args, **kwargs):
     """torch.load of a file from anywhere: only tensors and plain values, never code."""
     kwargs["weights_only"] = True
     return torch.load(path, *args, **kwargs)
+
+
+def serialised(tensors, safe=True):
+    """(name, bytes) of a file that holds {key: tensor}: safetensors, or with safe=False a pickle."""
+    if not safe:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        return WEIGHTS_NAME, buffer.getvalue()
+    from safetensors.torch import save
+
+    return SAFETENSORS_WEIGHTS_NAME, save(_unshared(tensors), metadata={"format": "pt"})
+
+
+def _unshared(tensors):
+    """Contiguous tensors, no two of which share memory, as safetensors wants them."""
+    seen, result = set(), {}
+    for key, tensor in tensors.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.device)
+        tensor = tensor.clone() if place in seen and tensor.numel() else tensor
+        seen.add(place)
+        result[key] = tensor.contiguous()
+    return result
 
 
 def rename(tensors, key_mapping):

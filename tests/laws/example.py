@@ -67,10 +67,12 @@ class Example:
     compiles: str = ""  # why it does not compile into one graph; "": it does
     oracle: Callable | None = None  # writes into `state` what the tensors of a file make of `weights`; None: no formula
     several: bool = True  # two adapters of the method may act at once
+    adds_bias: bool = False  # merging gives layers a bias that the base lacks
     casts: bool = True  # adapter weights of a half-precision base are float32 by default
     dropout: str = ""  # the config's field with a dropout probability, if the example drops
     half: dict[str, float] = field(default_factory=dict)  # tolerances in half precision that are not the usual ones
     call: dict[str, Any] = field(default_factory=dict)  # further arguments of the forward
+    second: dict[str, Any] = field(default_factory=dict)  # what the config of a second adapter must have otherwise
 
     def __str__(self) -> str:
         return self.name

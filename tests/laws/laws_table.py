@@ -21,9 +21,8 @@ import peft
 
 def lora(name: str, base: str, target: Any, **options: Any) -> Example:
     """A LoRA example; options that are fields of `Example` are taken as such."""
-    about = {
-        k: options.pop(k) for k in ("identity", "merges", "rows", "tolerance", "frozen", "compiles") if k in options
-    }
+    fields = ("identity", "merges", "rows", "tolerance", "frozen", "compiles", "adds_bias")
+    about = {k: options.pop(k) for k in fields if k in options}
     return Example(name, base, {"r": 4, "lora_alpha": 6, "target_modules": target, **options}, **about)
 
 
@@ -38,7 +37,7 @@ EXAMPLES = [
     lora("dora", "mlp", BOTH, use_dora=True, **NEAR),
     lora("dora_no_bias", "no_bias", LAYER, use_dora=True, **NEAR),
     lora("lora_bias", "mlp", BOTH, lora_bias=True),
-    lora("lora_bias_no_bias", "no_bias", LAYER, lora_bias=True),
+    lora("lora_bias_no_bias", "no_bias", LAYER, lora_bias=True, adds_bias=True),
     lora("dropout", "mlp", BOTH, lora_dropout=0.2),
     lora("dora_dropout", "mlp", BOTH, lora_dropout=0.2, use_dora=True, **NEAR),
     lora("gaussian", "mlp", BOTH, init_lora_weights="gaussian"),
@@ -148,7 +147,7 @@ class _AddArguments:
 def with_second(example: Example, dtype: torch.dtype = torch.float32) -> Any:
     """The base with two adapters, "default" and "second"; the first is active."""
     model = wrapped(example, dtype)
-    model.add_adapter("second", example.make_config())
+    model.add_adapter("second", example.make_config(**example.second))
     train_a_little(model, "second", 5000)
     return model.eval()
 
@@ -179,7 +178,7 @@ def oracle(example: Example, model: nn.Module, names: tuple[str, ...] = ("defaul
     base = example.make_base(torch.float32).double()
     weights = {k: v.double() for k, v in example.make_base(torch.float32).state_dict().items()}
     state = {k: v.clone() for k, v in weights.items()}
-    if example.name == "lora_bias_no_bias":  # merging gives the layer a bias
+    if example.adds_bias:
         base.layer.bias = nn.Parameter(torch.zeros(12, dtype=torch.float64))
         state["layer.bias"] = torch.zeros(12, dtype=torch.float64)
     for name in names:

@@ -175,6 +175,7 @@ class Adapter:
     input(x) -> x            change what the base layer sees            (OFT, IA3 on feed-forward)
     output(x, y) -> y        change what the base layer returns         (LoRA, IA3, Poly, routers, bottlenecks)
     merged_weight(W) -> W'   say what the base weight becomes on merge; omit it and the method cannot be merged
+    module() -> module       what acts in place of a layer of the kind "whole"
     low_rank()               a pair of factors, where that is all there is: linear layers then take the fused path
 
     Weights are always canonical (out, in, *kernel) and dequantized, whatever the layer kind or backend.
@@ -186,6 +187,7 @@ class Adapter:
     parallel = True  # several adapters on one layer: each acts on the pristine W (else on what the last one made)
     changes_input = False
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
+    by_weight = False  # True: all that `output` does is to put `acting_weight(W)` in W's place
     fields: dict[str, Field] = {}
     trained_fields: list[tuple[str, str]] = []  # (name, name of the dict inside the container)
     shared_fields: list[str] = []
@@ -197,6 +199,8 @@ class Adapter:
         cls.shared_fields = [k for k, f in cls.fields.items() if f.shared]
         cls.trained_shared = [k for k, f in cls.fields.items() if f.trainable and f.shared]
         cls.changes_input = cls.input is not Adapter.input
+        if "output" in vars(cls) and "by_weight" not in vars(cls):
+            cls.by_weight = False
 
     def __init__(self, layer, name, key=""):
         self.layer, self.name, self.key = layer, name, key
@@ -223,6 +227,11 @@ class Adapter:
         return self.layer.base_weight()
 
     # -- seams ---------------------------------------------------------------------------------------------------
+    @classmethod
+    def of(cls, config):
+        """The class of the adapters that a config asks for: this one, or a subclass that computes something else."""
+        return cls
+
     def build(self, config, where):
         """Create the fields, uninitialised. `where`: device and dtype for new tensors, as keyword arguments."""
         raise NotImplementedError
@@ -268,6 +277,16 @@ class Adapter:
 
     def low_rank(self):
         return None
+
+    def remakes(self):
+        """None; or, where delta(W) is cheap to make and not random, the dropout probability on the input of it alone.
+
+        Linear layers then make W' = merged_weight(W) twice, once for each pass, and keep none: see ops/remade.py.
+        """
+        return None
+
+    def module(self):
+        raise NotImplementedError
 
     def merged_weight(self, W):
         raise NotImplementedError(f"{type(self).__name__} cannot be merged: what it does is no fixed weight.")
@@ -347,12 +366,21 @@ class Adapter:
 class Additive(Adapter):
     """W' = W + delta_weight(). Forward and merge come for free; override `output` for a cheaper path."""
 
+    by_weight = True
+
     def delta_weight(self):
         """(out, in, *kernel), what this adapter adds to W."""
         raise NotImplementedError
 
+    def acting_delta(self):
+        """The delta of this forward: override it for dropout on the weight, which a merge must not have."""
+        return self.delta_weight()
+
+    def acting_weight(self, W):
+        return W + self.acting_delta().to(W.dtype)
+
     def output(self, x, y):
-        return y + self.layer.op(x, self.delta_weight())
+        return y + self.layer.op(x, self.acting_delta().to(y.dtype))
 
     def delta(self, W):
         return self.delta_weight().to(W.dtype)
@@ -365,7 +393,16 @@ class Reweight(Adapter):
     """W' = merged_weight(W), any function of W. Forward comes for free; override `output` for a cheaper path."""
 
     parallel = False
+    by_weight = True
+
+    def acting_weight(self, W):
+        return self.merged_weight(W)
 
     def output(self, x, y):
-        W = self.base_weight()
-        return y + self.layer.op(x, self.merged_weight(W) - W)
+        return self._reweighted(x, y, self.base_weight())
+
+    def beside(self, x, y, y0):
+        return self._reweighted(x, y, self.layer.weight_before(self))
+
+    def _reweighted(self, x, y, W):
+        return y + self.layer.op(x, (self.acting_weight(W) - W).to(y.dtype))

@@ -45,7 +45,7 @@ def adapter_slots(model, adapter_name):
     for path, layer in layers.items():
         if (adapter := layer.adapters.get(adapter_name)) is None:
             continue
-        device = layer.backend.placement(layer.get_base_layer(), layer.kind.param)[0]
+        device = layer.placement()["device"]
         path = f"{prefix}{path}."
         for slot in adapter.saved_slots():
             slot.device = device
@@ -121,7 +121,7 @@ def get_peft_model_state_dict(
     _, base, configs = tuner_parts(model)
     config = configs[adapter_name]
     if config.is_prompt_learning:
-        tensors = {"prompt_embeddings": model.get_prompt_embedding_to_save(adapter_name)}
+        tensors = model.prompt_tables(adapter_name)
         slots = adapter_slots(model, adapter_name)
     else:
         tensors, slots = {}, adapter_slots(model, adapter_name)
@@ -140,7 +140,7 @@ def _methods(model, base, name):
     found = {}
     for layer in registry_of(model, base)[0].values():
         if name in layer.adapters:
-            found.setdefault(layer.adapter_cls, []).append(layer.adapters[name])
+            found.setdefault(type(layer.adapters[name]), []).append(layer.adapters[name])
     return found
 
 
@@ -237,7 +237,7 @@ def set_peft_model_state_dict(
     """
     config = tuner_parts(model)[2][adapter_name]
     tensors = dict(peft_model_state_dict)
-    prompt = tensors.pop("prompt_embeddings", None) if config.is_prompt_learning else None
+    prompt = {k: tensors.pop(k) for k in list(tensors) if "." not in k} if config.is_prompt_learning else None
     for adapter_cls, adapters in _methods(model, tuner_parts(model)[1], adapter_name).items():
         tensors = adapter_cls.from_file(config, tensors, adapters)
     slots = {s.file_key: s for s in adapter_slots(model, adapter_name)}

@@ -1,5 +1,6 @@
 """The one wrapper around a base layer: adapters by name, activation, forward, merge, for every method alike."""
 
+import itertools
 import math
 import warnings
 
@@ -33,12 +34,8 @@ class AdapterLayer(Switchable, nn.Module):
         super().__init__()
         self._modules["base_layer"] = base_layer
         base = self.get_base_layer()
-        kind = layers.find(base, param)
-        if kind is None or kind.name not in self.adapter_cls.kinds:
-            raise ConfigError(
-                f"Target module {base} is not supported: {self.adapter_cls.__name__} adapts layers of the kinds "
-                f"{', '.join(self.adapter_cls.kinds)}. Choose its sub-layers in target_modules instead."
-            )
+        kind = layers.find(base, param, self.adapter_cls.kinds)
+        _check_kind(kind, base, self.adapter_cls)
         self.__dict__.update(  # at once: module attributes set one by one cost more than all the rest of wrapping
             kind=kind,
             backend=quant.find(base),
@@ -101,6 +98,13 @@ class AdapterLayer(Switchable, nn.Module):
         packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
         return self.kind.canon(self.backend.unpack(base, packed))
 
+    def weight_before(self, adapter):
+        """The weight that an active adapter acts on: what is merged, and the active ones before it, are in it."""
+        base, merged = self.get_base_layer(), self.merged_adapters
+        before = itertools.takewhile(lambda a: a is not adapter, self.live())
+        W = self.kind.canon(self.backend.unpack(base, self.backend.get(base, self.kind.param)))
+        return self.adapted_weight([a for a in before if a.name not in merged], W)
+
     def op(self, x, W):
         """The base operation with canonical weight `W` and no bias."""
         return self.kind.op(self.get_base_layer(), x, W)
@@ -114,7 +118,7 @@ class AdapterLayer(Switchable, nn.Module):
     # -- adapters ------------------------------------------------------------------------------------------------
     def placement(self, autocast=True):
         """{device, dtype} of new adapter tensors. autocast: float32 on a half-precision base."""
-        device, dtype = self.backend.placement(self.get_base_layer(), self.kind.param)
+        device, dtype = self.kind.placement(self.get_base_layer(), self.backend)
         return {"device": device, "dtype": torch.float32 if autocast and dtype.itemsize < 4 else dtype}
 
     @torch.no_grad()
@@ -126,12 +130,14 @@ class AdapterLayer(Switchable, nn.Module):
         """
         if name in self.adapters:
             self.delete_adapter(name)
-        adapter = self.adapter_cls(self, name, key)
+        adapter = self.adapter_cls.of(config)(self, name, key)
+        if type(adapter) is not self.adapter_cls:
+            _check_kind(self.kind, self.get_base_layer(), type(adapter))
         adapter.config = config
         where = self.placement(autocast)
         device = where["device"]
         adapter.build(config, {**where, "device": "meta"} if empty else where)
-        for field_name in self.adapter_cls.trained_shared:  # known here too, so that names and order are upstream's
+        for field_name in adapter.trained_shared:  # known here too, so that names and order are upstream's
             self._modules[field_name] = self.shared[field_name]
         self.adapters[name] = adapter
         self._changed()
@@ -140,7 +146,7 @@ class AdapterLayer(Switchable, nn.Module):
         if not empty and device.type != "meta":
             adapter.reset(config)
         if not self.training:  # new modules are born in training mode
-            for slots in [s for n, s in self._modules.items() if n in self.adapter_cls.fields]:
+            for slots in [s for n, s in self._modules.items() if n in adapter.fields]:
                 if (module := getattr(slots, "_modules", {}).get(name)) is not None:
                     _to_eval(module)
         adapter.frozen = config.inference_mode
@@ -156,7 +162,7 @@ class AdapterLayer(Switchable, nn.Module):
         slots = [s for s in adapter.saved_slots() if s.owner is not None]
         if not any(s.tensor.is_meta for s in slots):
             return
-        device = self.backend.placement(self.get_base_layer(), self.kind.param)[0]
+        device = self.placement()["device"]
         size = sum(s.tensor.numel() for s in slots if s.tensor.is_meta)
         if size > 16 * max(math.prod(self.shape), 1 << 16):  # r=10**8 in a hostile file would fill the memory
             raise CheckpointError(
@@ -179,9 +185,9 @@ class AdapterLayer(Switchable, nn.Module):
         """Remove an adapter; raises AdapterError while it is merged."""
         if name in self.merged_adapters:
             raise AdapterError(f"Adapter {name!r} is merged into the base layer; unmerge it before deleting it.")
-        if self.adapters.pop(name, None) is None:
+        if (adapter := self.adapters.pop(name, None)) is None:
             return
-        for field_name, field in self.adapter_cls.fields.items():
+        for field_name, field in adapter.fields.items():
             if field.shared:  # the tuner takes the entry away
                 if not self.adapters:
                     self._modules.pop(field_name, None)
@@ -285,32 +291,39 @@ class AdapterLayer(Switchable, nn.Module):
         The replaced weight is kept, so `unmerge` is exact. Raises MergeError, before anything is written, where the
         result is not finite though the base weight is (safe_merge=True: wherever it is not finite).
         """
-        base, param, backend = self.get_base_layer(), self.kind.param, self.backend
         for name in self._mergeable(adapter_names):
-            adapter, packed, bias = self.adapters[name], backend.get(base, param), getattr(base, "bias", None)
-            with torch.no_grad():
-                W, W0 = self.kind.canon(backend.unpack(base, packed)), self.base_weight()
-                if adapter.parallel and self._undo:
-                    merged = W.float() + adapter.delta(W0.float())
-                else:
-                    merged = self.adapted_weight([adapter], W)
-                new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
-                merged = merged.to(W.dtype)
-                if _not_finite(merged) and (safe_merge or not _not_finite(W)):
-                    raise MergeError(
-                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken: merging it into "
-                        f"{adapter.key or type(base).__name__} gives values that are not finite."
-                    )
-                new_packed = backend.pack(base, self.kind.uncanon(merged), packed)
-            self._undo.append((name, packed, bias))
-            backend.put(base, param, new_packed)
-            if (
-                new_bias is not None
-                and new_bias is not bias
-                and (bias is None or new_bias.data_ptr() != bias.data_ptr())
-            ):
-                dtype = merged.dtype if bias is None else bias.dtype
-                base._parameters["bias"] = nn.Parameter(new_bias.to(dtype), requires_grad=False)
+            self._undo.append((name, *self.kind.merge(self, self.adapters[name], safe_merge)))
+
+    def merge_weight(self, adapter, safe_merge):
+        """Put one adapter into the base weight and bias; returns those that they replace."""
+        base, param, backend = self.get_base_layer(), self.kind.param, self.backend
+        packed, bias = backend.get(base, param), getattr(base, "bias", None)
+        with torch.no_grad():
+            W, W0 = self.kind.canon(backend.unpack(base, packed)), self.base_weight()
+            if adapter.parallel and self._undo:
+                merged = W.float() + adapter.delta(W0.float())
+            else:
+                merged = self.adapted_weight([adapter], W)
+            new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
+            merged = merged.to(W.dtype)
+            if _not_finite(merged) and (safe_merge or not _not_finite(W)):
+                raise MergeError(
+                    f"NaNs detected in the merged weights. The adapter {adapter.name} seems to be broken: merging it "
+                    f"into {adapter.key or type(base).__name__} gives values that are not finite."
+                )
+            new_packed = backend.pack(base, self.kind.uncanon(merged), packed)
+        backend.put(base, param, new_packed)
+        if new_bias is not None and new_bias is not bias and (bias is None or new_bias.data_ptr() != bias.data_ptr()):
+            dtype = merged.dtype if bias is None else bias.dtype
+            base._parameters["bias"] = nn.Parameter(new_bias.to(dtype), requires_grad=False)
+        return packed, bias
+
+    def put_back_weight(self, packed, bias):
+        """Undo `merge_weight`."""
+        base = self.get_base_layer()
+        self.backend.put(base, self.kind.param, packed)
+        if getattr(base, "bias", None) is not bias:
+            base._parameters["bias"] = bias
 
     def _mergeable(self, names):
         names = self.state.active if names is None else names
@@ -333,23 +346,15 @@ class AdapterLayer(Switchable, nn.Module):
         """Put back, bit for bit, what the merges replaced."""
         if not self._undo:
             warnings.warn("Already unmerged, nothing to do.", stacklevel=2)
-        base = self.get_base_layer()
         while self._undo:
-            _, packed, bias = self._undo.pop()
-            self.backend.put(base, self.kind.param, packed)
-            if getattr(base, "bias", None) is not bias:
-                base._parameters["bias"] = bias
+            _, *kept = self._undo.pop()
+            self.kind.unmerge(self, *kept)
 
     def _apply(self, fn, recurse=True):
         """`.to()` and friends also reach what a merge has put aside."""
         super()._apply(fn, recurse)
-        moved = {
-            id(p): nn.Parameter(fn(p.data), p.requires_grad)
-            for _, *kept in self._undo
-            for p in kept
-            if type(p) is nn.Parameter  # what a quantization library keeps moves with that library's own means
-        }
-        self._undo = [(n, *(moved.get(id(p), p) for p in kept)) for n, *kept in self._undo]
+        with torch.no_grad():
+            self._undo = [(n, *(_moved(kept, fn) for kept in replaced)) for n, *replaced in self._undo]
         self.banks.clear()
         return self
 
@@ -395,9 +400,24 @@ class AdapterLayer(Switchable, nn.Module):
         return f"{self.adapter_cls.prefix.rstrip('_')}.{kind}"
 
 
+def _check_kind(kind, base, adapter_cls):
+    if kind is None or kind.name not in adapter_cls.kinds:
+        raise ConfigError(
+            f"Target module {base} is not supported: {adapter_cls.__name__} adapts layers of the kinds "
+            f"{', '.join(adapter_cls.kinds)}. Choose its sub-layers in target_modules instead."
+        )
+
+
 def _not_finite(W):
     """Whether W holds NaN or infinity; the sum, a tenth of the cost, tells for almost every sound weight."""
     return not W.sum(dtype=torch.float32).isfinite() and not W.isfinite().all()
+
+
+def _moved(kept, fn):
+    """What a merge has put aside after `fn`; what a quantization library keeps moves with that library's own means."""
+    if isinstance(kept, dict):
+        return {k: _moved(t, fn) if isinstance(t, nn.Parameter) else fn(t) for k, t in kept.items()}
+    return nn.Parameter(fn(kept.data), kept.requires_grad) if type(kept) is nn.Parameter else kept
 
 
 def _to_eval(module):

@@ -114,7 +114,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         """
         if adapter_name in self.adapter_names:
             return
-        new = _on_meta(self.original_module) if empty else copy.deepcopy(self.original_module)
+        new = on_meta(self.original_module) if empty else copy.deepcopy(self.original_module)
         for p in new.parameters():
             if p.dtype is torch.float16:
                 p.data = p.data.float()
@@ -180,11 +180,11 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         return y
 
 
-def _on_meta(module):
-    """A copy of a module on the meta device, made without copying its memory."""
+def on_meta(module):
+    """A copy of a module whose tensors are on the meta device, but for those that no file holds."""
     memo = {}
-    for t in [*module.parameters(), *module.buffers()]:
-        fake = torch.empty_like(t, device="meta")
+    for slot in module_slots(module):
+        t, fake = slot.tensor, torch.empty_like(slot.tensor, device="meta")
         memo[id(t)] = nn.Parameter(fake, requires_grad=False) if isinstance(t, nn.Parameter) else fake
     return copy.deepcopy(module, memo)
 

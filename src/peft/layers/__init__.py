@@ -4,12 +4,18 @@ from peft.layers.conv import Conv
 from peft.layers.embedding import Embedding
 from peft.layers.linear import Conv1D, Linear
 from peft.layers.weight import MHA, Weight
+from peft.layers.whole import Whole
 
 KINDS = [MHA, Embedding, Conv, Conv1D, Linear]  # first match wins; Linear also owns every quantized linear
 
 
-def find(base, param=None):
-    """The kind for a base module, or for its parameter named `param`; None where no kind owns it."""
+def find(base, param=None, wanted=()):
+    """The kind for a base module, or for its parameter named `param`; None where no kind owns it.
+
+    wanted: kinds that the method can adapt; one that takes modules whole takes every module so.
+    """
+    if Whole.name in wanted:
+        return Whole()
     if param:
         return Weight(param)
     cls = _by_type.get(type(base))

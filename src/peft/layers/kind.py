@@ -32,6 +32,10 @@ class Kind:
         """The base operation with canonical weight W and no bias."""
         raise NotImplementedError
 
+    def placement(self, base, backend):
+        """(device, dtype) for new adapter tensors."""
+        return backend.placement(base, self.param)
+
     def per_out(self, v):
         """Reshape a vector of `out` numbers so that it broadcasts against the layer's output."""
         return v.flatten()
@@ -56,9 +60,12 @@ class Kind:
         """Called after adapter `name` was built on `layer`."""
 
     def call(self, layer, active, x, *args, **kwargs):
-        """The adapted forward: x through each adapter's input, the base layer, y through each adapter's output."""
+        """The adapted forward: x through each adapter's input, the base layer, y through each adapter's output.
+
+        The last adapter's input comes first: then each acts on the layer as the ones before it made it, as in a merge.
+        """
         h = x
-        for a in active:
+        for a in reversed(active):
             h = a.input(h)
         y = layer.base_layer(h if h is x else h.to(x.dtype), *args, **kwargs)
         y, dtype = layer.backend.guard(y), y.dtype
@@ -67,6 +74,13 @@ class Kind:
         for i, a in enumerate(active):
             y = a.beside(x, y, y0) if i or merged else a.output(x, y)
         return y.to(dtype)
+
+    def merge(self, layer, adapter, safe_merge):
+        """Put an adapter into the base layer; returns the two things that `unmerge` takes back."""
+        return layer.merge_weight(adapter, safe_merge)
+
+    def unmerge(self, layer, packed, bias):
+        layer.put_back_weight(packed, bias)
 
     def plain(self, layer, x, *args, **kwargs):
         """What the base layer alone makes of x."""

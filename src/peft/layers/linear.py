@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.layers.kind import Kind, bare
-from peft.ops import banks, folded, lowrank
+from peft.ops import banks, folded, lowrank, remade
+
+EXACT = (torch.float32, torch.float64)  # in half precision, W + delta would round small updates away
 
 
 class Linear(Kind):
@@ -37,9 +39,14 @@ class Linear(Kind):
         if not torch.is_grad_enabled() and (y := folded.output(layer, active, x)) is not None:
             return y
         if len(active) == 1:
-            f = active[0].low_rank()
+            a, base = active[0], layer._modules["base_layer"]
+            f = a.low_rank()
             if f is not None:
-                return lowrank.linear(layer._modules["base_layer"], x, f)
+                return lowrank.linear(base, x, f)
+            if a.by_weight and not a.changes_input and x.dtype in EXACT and lowrank.transparent(base, x):
+                return F.linear(x, a.acting_weight(base.weight), base.bias)  # one large product instead of two
+            if (y := remade.output(layer, a, x)) is not None:
+                return y
             return super().call(layer, active, x)
         factors = [a.low_rank() for a in active]
         if None in factors or any(f.row_scale is not None for f in factors):

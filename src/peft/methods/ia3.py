@@ -1,4 +1,4 @@
-"""(IA)³, l∘(Wx + b), or W(l∘x) + b on feed-forward layers: one trained factor for each activation (arXiv 2205.05638)."""
+"""(IA)³, l∘(Wx + b), or W(l∘x) + b on feed-forward layers: one trained factor per activation (arXiv 2205.05638)."""
 
 import dataclasses
 from dataclasses import dataclass, field

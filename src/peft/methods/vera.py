@@ -4,11 +4,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from peft.config import LayersConfig
-from peft.core.adapter import Additive, Buf, Mod, Param, Val, through
+from peft.core.adapter import Additive, Buf, Mod, Param, Val
 from peft.core.defaults import VERA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -16,6 +15,7 @@ from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import CheckpointError, ConfigError
 from peft.methods.seeded import kaiming_uniform
+from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -87,30 +87,20 @@ class Vera(Additive):
             self.vera_lambda_b.normal_()
             self.vera_lambda_d.normal_()
 
-    def factors(self):
-        """This layer's corner of the bases, A (r, in) and B (out, r)."""
-        out, inp = self.layer.shape
-        like = self.vera_lambda_d
-        return self.vera_A[:, :inp].to(like), self.vera_B[:out].to(like)
-
     def low_rank(self):
-        """Scaled copies of A and B are cheap where no gradient flows; with gradients, vectors are cheaper to train."""
-        if torch.is_grad_enabled():
-            return None
-        A, B = self.factors()
+        """This layer's corner of the bases, A (r, in) and B (out, r), between the trained vectors."""
+        out, inp = self.layer.shape
         drop = self.vera_dropout
         p = drop.p if drop is not None and drop.training else 0.0
-        return LowRank(A * self.vera_lambda_d[:, None], B * self.vera_lambda_b[:, None], 1.0, p)
+        b, d = self.vera_lambda_b, self.vera_lambda_d
+        return LowRank(self.vera_A[:, :inp], self.vera_B[:out], 1.0, p, inner=d, outer=b)
 
     def output(self, x, y):
-        A, B = self.factors()
-        h = self.cast(through(self.vera_dropout, x), A.dtype)
-        update = F.linear(F.linear(h, A.to(h.dtype)) * self.vera_lambda_d, B.to(h.dtype))
-        return torch.addcmul(y, update, self.vera_lambda_b).to(y.dtype)
+        return lowrank.add(self.base, y, x, self.low_rank())
 
     def delta_weight(self):
-        A, B = self.factors()
-        return (B * self.vera_lambda_b[:, None]) @ (A * self.vera_lambda_d[:, None])
+        f = self.low_rank().absorbed()
+        return f.B @ f.A
 
 
 class VeraLayer(AdapterLayer):

@@ -28,6 +28,7 @@ def of(layer, names, x):
     factors = [a.low_rank() for a in adapters]
     if any(f is None or f.row_scale is not None or f.dropout or not isinstance(f.s, float) for f in factors):
         return None
+    factors = [f.absorbed() for f in factors]
     if len(layer.banks) >= 4:  # a server that mixes ever new sets would otherwise keep a copy of each
         layer.banks.clear()
     layer.banks[key] = bank = Bank(layer, adapters, factors, x.dtype)

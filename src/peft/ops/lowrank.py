@@ -20,6 +20,7 @@ from torch.nn.modules import module as module_globals
 from peft.ops.dropout import keep_mask
 
 FEW = 16  # rows of x up to which decoding is bound by dispatch
+WIDE = 64  # a rank from which products cost more than passes over the activations, on a CPU
 
 _exact = False
 
@@ -41,6 +42,8 @@ class LowRank:
 
     A (r, in), B (out, r), s the scaling, dropout the probability on A's input (0 outside training),
     bias (out,) added after scaling by s, row_scale (out,) multiplies everything but the base layer's bias.
+    inner (r,) and outer (out,) multiply what A and B return: trained vectors between frozen bases. Both or neither,
+    and then without bias and row_scale.
     """
 
     A: torch.Tensor
@@ -49,11 +52,21 @@ class LowRank:
     dropout: float = 0.0
     bias: torch.Tensor | None = None
     row_scale: torch.Tensor | None = None
+    inner: torch.Tensor | None = None
+    outer: torch.Tensor | None = None
+
+    def absorbed(self):
+        """The same without inner and outer."""
+        if self.inner is None:
+            return self
+        return LowRank(self.A * self.inner[:, None], self.B * self.outer[:, None], self.s, self.dropout)
 
 
 def linear(base, x, f):
     """Output of the linear layer `base` adapted by the factors `f`; x (..., in) -> (..., out)."""
     if fusable(base, x, f):
+        if f.inner is not None:
+            return _between_vectors(base, x, f)
         if f.dropout or (  # with dropout always: a checkpointed forward without a graph must draw the same mask
             torch.is_grad_enabled()
             and (x.requires_grad or f.A.requires_grad or f.B.requires_grad or f.row_scale is not None)
@@ -74,7 +87,11 @@ def add(base, y, x, f):
     h = F.dropout(x, f.dropout) if f.dropout else x
     if not torch.is_autocast_enabled(x.device.type):
         h = h.to(dtype)
-    update = F.linear(F.linear(h, f.A.to(h.dtype)), f.B.to(h.dtype)) * f.s
+    if f.inner is None:
+        update = F.linear(F.linear(h, f.A.to(h.dtype)), f.B.to(h.dtype)) * f.s
+    else:
+        h = F.linear(h, f.A.to(h.dtype)) * (f.inner * f.s).to(h.dtype)
+        update = F.linear(h, f.B.to(h.dtype)) * f.outer.to(h.dtype)
     if f.bias is not None:
         update = update + f.bias.to(update.dtype) * f.s
     if f.row_scale is None:
@@ -116,6 +133,25 @@ def _inference(base, x, f):
     h = F.linear(x, f.A.to(x.dtype))
     y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), f.B.to(x.dtype).t(), alpha=f.s)
     return y
+
+
+def _between_vectors(base, x, f):
+    """Plain operations in place: A and B are not trained, so x need not be kept.
+
+    To multiply B's rows by `outer` keeps nothing of the output's size for the gradient, but costs a product of rank r
+    there; on the CPU that is cheaper than passes over the output while r is small.
+    """
+    x2, A, B, scale, s = x.reshape(-1, x.shape[-1]), f.A.to(x.dtype), f.B.to(x.dtype), f.outer.to(x.dtype), f.s
+    y = F.linear(x2, base.weight, base.bias)
+    if f.dropout:
+        mask, survivors = keep_mask(x2.shape, f.dropout, x.device)
+        x2, s = x2 * mask, s * survivors
+    h = F.linear(x2, A) * (f.inner * s).to(x.dtype)
+    if len(h) < len(A) or (x.is_cpu and len(A) > WIDE):
+        y.addcmul_(F.linear(h, B), scale)
+    else:
+        y.addmm_(h, (B * scale[:, None]).t())
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _plus(bias, extra, s):

@@ -85,7 +85,7 @@ class _NeverUpdated(dict):
 
 def fixed(base, encoder, batch_size, cache=None):
     """A cache that is the prefix before and after a forward; an empty `cache` would only be filled, so it is left."""
-    length = encoder.embedding.num_embeddings
+    length = len(encoder.table())
     makers = [partial(_layer_states, base, encoder, batch_size, i) for i in range(encoder.layers)]
     prefix = Cache(layers=[FixedLayer(make, length) for make in makers])
     if is_encoder_decoder(base):

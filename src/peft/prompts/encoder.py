@@ -15,6 +15,10 @@ class PromptEncoder(nn.Module):
     """
 
     where = "embeds"
+    on_decoder = False  # True: the second half of the table goes in front of a decoder's input, in training
+    extra_tables: tuple[str, ...] = ()  # parameters that a file holds beside `prompt_embeddings`, by their names
+    frozen: tuple[str, ...] = ()  # submodules and parameters that are never trained
+    network: tuple[str, ...] = ()  # submodules that make the table from the embedding; a file holds the result alone
 
     @classmethod
     def make(cls, config, word_embeddings):
@@ -25,18 +29,42 @@ class PromptEncoder(nn.Module):
     def fill_sizes(cls, config, model_config):
         """Correct the sizes read from the base model's config where the method counts differently."""
 
+    def run(self, forward, kwargs):
+        """The output of `forward(kwargs)`, the base model over prompt and batch; a method may have a loss of its own."""
+        return forward(kwargs)
+
     def table(self):
         """What a file holds as `prompt_embeddings`: (virtual tokens, width)."""
         return self.embedding.weight
 
-    def load_table(self, table):
-        """Take the tensor of a file. Raises AdapterMismatchError where it does not fit."""
-        weight = self.embedding.weight
-        if table.shape != weight.shape:
-            raise AdapterMismatchError(
-                f"Error(s) in loading state_dict: size mismatch for prompt_embeddings: file {tuple(table.shape)}, "
-                f"model {tuple(weight.shape)}. The file was made with other settings or for another model; load it "
-                "with its own config, or pass ignore_mismatched_sizes=True to keep the initial values."
-            )
+    def tables(self):
+        """Everything that a file holds of the prompt."""
+        return {"prompt_embeddings": self.table(), **{name: getattr(self, name) for name in self.extra_tables}}
+
+    def load_tables(self, tensors):
+        """Take the tensors of a file. Raises AdapterMismatchError, changing nothing, where they do not fit."""
+        current = self.tables()
+        for name, place in current.items():
+            value = tensors.get(name)
+            if value is None or value.shape != place.shape:
+                found = "nothing" if value is None else tuple(value.shape)
+                raise AdapterMismatchError(
+                    f"Error(s) in loading state_dict: size mismatch for {name}: file {found}, model "
+                    f"{tuple(place.shape)}. The file was made with other settings or for another model; load it with "
+                    "its own config, or pass ignore_mismatched_sizes=True to keep the initial values."
+                )
         with torch.no_grad():
-            weight.copy_(table)
+            self.load_table(tensors["prompt_embeddings"])
+            for name in self.extra_tables:
+                getattr(self, name).copy_(tensors[name])
+
+    def load_table(self, table):
+        """Make this the table. A network that made it has done its work: the table itself is trained from now on."""
+        weight = self.embedding.weight
+        if table.shape != weight.shape or any(getattr(self, name) is not None for name in self.network):
+            table = table.to(weight)
+            self.embedding = nn.Embedding.from_pretrained(table.clone(), freeze=not weight.requires_grad)
+            for name in self.network:
+                setattr(self, name, None)
+            return
+        weight.copy_(table)

@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from peft.errors import AdapterError
+from peft.integrations.training import shift_tokens_right
 from peft.prompts.sizes import is_encoder_decoder
 
 CACHE_NAMES = ("cache", "past_key_values")  # what forwards call their cache, newest first
@@ -56,6 +57,22 @@ def into_embeds(kwargs, base, prompt, task, generating=False):
     if labels is not None and task != "SEQ_CLS" and not is_encoder_decoder(base) and labels.shape == size:
         kwargs["labels"] = torch.cat([labels.new_full((size[0], length), IGNORED), labels], dim=1)
     return _counted_anew(kwargs, length, task, generating)
+
+
+def into_decoder(kwargs, base, prompt):
+    """Arguments for an encoder-decoder's forward whose decoder, too, finds `prompt` (batch, tokens, dim) in front."""
+    kwargs, length = dict(kwargs), prompt.shape[1]
+    ids, embeds, labels = (kwargs.pop(n, None) for n in ("decoder_input_ids", "decoder_inputs_embeds", "labels"))
+    if embeds is None:
+        if ids is None:
+            ids = shift_tokens_right(labels, base.config.pad_token_id, base.config.decoder_start_token_id)
+        embeds = base.get_input_embeddings()(ids)
+    kwargs["decoder_inputs_embeds"] = torch.cat([prompt.to(embeds), embeds], dim=1)
+    if kwargs.get("decoder_attention_mask") is not None:
+        kwargs["decoder_attention_mask"] = _seen(kwargs["decoder_attention_mask"], length)
+    if labels is not None:
+        kwargs["labels"] = torch.cat([labels.new_full((len(labels), length), IGNORED), labels], dim=1)
+    return kwargs
 
 
 def after_embeds(kwargs, length, task):

@@ -7,7 +7,7 @@ from torch import nn
 
 from peft.config import PromptLearningConfig
 from peft.enums import PeftType
-from peft.errors import AdapterMismatchError, ConfigError
+from peft.errors import ConfigError
 from peft.prompts.encoder import PromptEncoder
 from peft.prompts.sizes import by_layer, first
 from peft.registry import register
@@ -30,12 +30,8 @@ class PrefixTuningConfig(PromptLearningConfig):
     )
 
 
-class PrefixEncoder(PromptEncoder):
-    """P, or W2·tanh(W1·P) with prefix_projection. For inference the projection is worked out once and left away.
-
-    embedding   (virtual tokens, layers * 2 * token_dim); projected: (virtual tokens, token_dim)
-    transform   token_dim -> encoder_hidden_size -> layers * 2 * token_dim
-    """
+class CacheEncoder(PromptEncoder):
+    """A table (virtual tokens, layers * 2 * token_dim) that holds the keys and values of each layer."""
 
     where = "cache"
 
@@ -43,16 +39,6 @@ class PrefixEncoder(PromptEncoder):
         super().__init__()
         self.layers, self.heads = config.num_layers, config.num_attention_heads
         self.submodules = config.num_transformer_submodules
-        width = config.num_layers * 2 * config.token_dim
-        projected = config.prefix_projection and not config.inference_mode
-        self.embedding = nn.Embedding(config.num_virtual_tokens, config.token_dim if projected else width)
-        self.transform = None
-        if projected:
-            hidden = config.encoder_hidden_size or config.token_dim
-            self.transform = nn.Sequential(nn.Linear(config.token_dim, hidden), nn.Tanh(), nn.Linear(hidden, width))
-        if config.init_weights == "zero":
-            for p in (self.transform[2] if projected else self.embedding).parameters():
-                nn.init.zeros_(p)
 
     @classmethod
     def fill_sizes(cls, config, model_config):
@@ -74,18 +60,6 @@ class PrefixEncoder(PromptEncoder):
         heads = shared.pop() or heads
         if heads and dim:
             config.num_attention_heads, config.token_dim = heads, heads * dim
-        config.encoder_hidden_size = config.encoder_hidden_size or config.token_dim
-
-    def table(self):
-        return self.embedding.weight if self.transform is None else self.transform(self.embedding.weight)
-
-    def load_table(self, table):
-        if self.transform is not None:
-            raise AdapterMismatchError(
-                "Error(s) in loading state_dict: size mismatch for prompt_embeddings: this adapter is trained with "
-                "prefix_projection, of which a file holds only the result. Load the file under a new adapter name."
-            )
-        super().load_table(table)
 
     def key_values(self, table, layer, batch_size):
         """(keys, values) of one layer, each (batch, heads, virtual tokens, head dim)."""
@@ -95,6 +69,37 @@ class PrefixEncoder(PromptEncoder):
         first = 2 * layer * self.submodules % (2 * self.layers)
         pair = parts[:, first : first + 2].permute(1, 2, 0, 3)
         return tuple(t.expand(batch_size, -1, -1, -1) for t in pair)
+
+
+class PrefixEncoder(CacheEncoder):
+    """P, or W2·tanh(W1·P) with prefix_projection. For inference the projection is worked out once and left away.
+
+    embedding   (virtual tokens, layers * 2 * token_dim); projected: (virtual tokens, token_dim)
+    transform   token_dim -> encoder_hidden_size -> layers * 2 * token_dim
+    """
+
+    network = ("transform",)
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.num_layers * 2 * config.token_dim
+        projected = config.prefix_projection and not config.inference_mode
+        self.embedding = nn.Embedding(config.num_virtual_tokens, config.token_dim if projected else width)
+        self.transform = None
+        if projected:
+            hidden = config.encoder_hidden_size or config.token_dim
+            self.transform = nn.Sequential(nn.Linear(config.token_dim, hidden), nn.Tanh(), nn.Linear(hidden, width))
+        if config.init_weights == "zero":
+            for p in (self.transform[2] if projected else self.embedding).parameters():
+                nn.init.zeros_(p)
+
+    @classmethod
+    def fill_sizes(cls, config, model_config):
+        super().fill_sizes(config, model_config)
+        config.encoder_hidden_size = config.encoder_hidden_size or config.token_dim
+
+    def table(self):
+        return self.embedding.weight if self.transform is None else self.transform(self.embedding.weight)
 
 
 register("PREFIX_TUNING", PrefixTuningConfig, encoder=PrefixEncoder)

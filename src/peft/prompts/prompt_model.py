@@ -69,6 +69,9 @@ def mark_trainable(model, inference_mode=False):
     for name, encoder in model.prompt_encoder.items():
         frozen = inference_mode or model.peft_config[name].inference_mode
         encoder.requires_grad_(name in active and not frozen)
+        for part in encoder.frozen:
+            if getattr(encoder, part) is not None:
+                getattr(encoder, part).requires_grad_(False)
     for _, wrapper in _saved_modules(model.base_model):
         wrapper.mark_trainable(active, inference_mode)
 
@@ -99,7 +102,7 @@ def forward(model, *args, adapter_names=None, task_ids=None, **kwargs):
             return base(**kwargs)
         encoder, config = model.prompt_encoder[name], model.peft_config[name]
         if encoder.where == "embeds":
-            return base(**_with_embeds(base, encoder, config, kwargs, task_ids))
+            return encoder.run(lambda kw: base(**_with_embeds(base, encoder, config, kw, task_ids)), kwargs)
         return _forward_with_cache(base, encoder, config, kwargs)
 
 
@@ -131,8 +134,13 @@ def _with_cache(base, encoder, config, kwargs, make=None):
 def _with_embeds(base, encoder, config, kwargs, task_ids, generating=False):
     if insert.started(kwargs):
         return insert.after_embeds(kwargs, config.num_virtual_tokens, config.task_type)
-    prompt = encoder(insert.size_of(kwargs)[0], task_ids)
+    size = insert.size_of(kwargs)[0]
+    if task_ids is not None and size != len(task_ids):  # beams
+        task_ids = torch.as_tensor(task_ids).repeat_interleave(size // len(task_ids))
+    prompt = encoder(size, task_ids)
     if sizes.is_encoder_decoder(base):
+        if encoder.on_decoder and not generating and config.num_transformer_submodules == 2:
+            kwargs = insert.into_decoder(kwargs, base, prompt[:, config.num_virtual_tokens :])
         prompt = prompt[:, : config.num_virtual_tokens]  # the encoder's half
     return insert.into_embeds(kwargs, base, prompt, config.task_type, generating)
 
@@ -150,7 +158,7 @@ def generate(model, *args, adapter_names=None, task_ids=None, **kwargs):
             raise AdapterError("generate with a prompt cannot continue a cache: leave it out and pass all tokens.")
         encoder, config = model.prompt_encoder[name], model.peft_config[name]
         if encoder.where == "embeds" and sizes.is_encoder_decoder(base):
-            return base.generate(**_with_embeds(base, encoder, config, kwargs, task_ids))
+            return base.generate(**_with_embeds(base, encoder, config, kwargs, task_ids, generating=True))
         thread = threading.get_ident()
 
         def step(module, args, kwargs):
@@ -193,19 +201,20 @@ def _chosen(model, adapter_names, kwargs):
 
 
 # -- files -------------------------------------------------------------------------------------------------------
-def embedding_to_save(model, name):
-    """The tensor that a file holds of a prompt: what its encoder makes, without what it was made from."""
-    return model.prompt_encoder[name].table().detach()
+def tables_to_save(model, name):
+    """The tensors that a file holds of a prompt: what its encoder makes, without what it was made from."""
+    return {key: t.detach() for key, t in model.prompt_encoder[name].tables().items()}
 
 
-def load(model, name, table, ignore_mismatched_sizes=False):
-    """Put the tensor of a file into a prompt. Raises CheckpointError or AdapterMismatchError, changing nothing."""
-    if table is None:
+def load(model, name, tables, ignore_mismatched_sizes=False):
+    """Put the tensors of a file into a prompt. Raises CheckpointError or AdapterMismatchError, changing nothing."""
+    if "prompt_embeddings" not in tables:
         raise AdapterMismatchError(f"The file for adapter {name!r} has no prompt_embeddings: it is of another method.")
-    if not table.isfinite().all():
+    if not all(t.isfinite().all() for t in tables.values()):
         raise CheckpointError(f"The prompt_embeddings of adapter {name!r} have values that are not finite.")
     try:
-        model.prompt_encoder[name].load_table(table)
+        model.prompt_encoder[name].load_tables(tables)
+        mark_trainable(model)
     except AdapterMismatchError as error:
         if not ignore_mismatched_sizes:
             raise

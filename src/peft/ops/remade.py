@@ -1,0 +1,72 @@
+"""A linear layer under an adapter that forms its update dW anyway: y = x (W + dW)ᵀ + b, in one product instead of two.
+
+Only x and the adapter's own tensors are kept for the backward pass, which makes W + dW anew: kept for all layers, it
+would be a second copy of the model. Two products remain where one would do harm: with dropout, which dW alone sees,
+and in half precision, where W + dW would round small updates away.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from peft.ops import lowrank
+from peft.ops.dropout import keep_mask
+
+
+def output(layer, adapter, x):
+    """The adapted layer's output for x (..., in), or None where the adapter's own `output` must, or had better, act."""
+    p, base = adapter.remakes(), layer._modules["base_layer"]
+    if p is None or not lowrank.transparent(base, x) or (lowrank._exact and x.dtype.itemsize < 4):
+        return None
+    W, bias = base.weight, adapter.merged_bias(base.bias, base.weight)
+    if p or torch.is_grad_enabled():  # with dropout always: a checkpointed forward must draw the same mask
+        mask, scale = keep_mask(x.shape, p, x.device) if p else (None, 1.0)
+        return Remade.apply(x, W, bias, adapter, mask, scale, *adapter.parameters(frozen=True))
+    if x.numel() <= lowrank.FEW * x.shape[-1]:  # so few rows cost less than adding dW to W does
+        return None
+    return _forward(x.reshape(-1, x.shape[-1]), W, bias, adapter, None, 1.0).view(*x.shape[:-1], -1)
+
+
+def _forward(x, W, bias, adapter, mask, scale):
+    if mask is None and x.dtype.itemsize >= 4:
+        return F.linear(x, adapter.merged_weight(W), bias)
+    update = adapter.delta(_wide(W)).to(x.dtype)
+    return F.linear(x, W, bias).addmm_(x if mask is None else x * mask, update.t(), alpha=scale)
+
+
+def _wide(W):
+    return W if W.dtype.itemsize >= 4 else W.float()
+
+
+class Remade(torch.autograd.Function):
+    """x, W, bias, parameters of the adapter -> x (W + dW)ᵀ + bias. W gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, W, bias, adapter, mask, scale, *params):
+        x2 = x.reshape(-1, x.shape[-1])
+        mask = None if mask is None else mask.view(x2.shape)
+        ctx.save_for_backward(x, W, mask, *params)  # params: so that writing to them before backward is an error
+        ctx.adapter, ctx.params, ctx.scale = adapter, params, scale
+        y = _forward(x2, W, None if bias is None else bias.to(x.dtype), adapter, mask, scale)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx, g):
+        x, W, mask, *_ = ctx.saved_tensors
+        params, scale, again = ctx.params, ctx.scale, torch.is_grad_enabled()
+        if [*map(id, params)] != [*map(id, ctx.adapter.parameters(frozen=True))]:
+            raise RuntimeError("An adapter's parameters were replaced between its forward and backward pass.")
+        needs_x, _, needs_bias, *_ = ctx.needs_input_grad
+        trained = [p for p, needed in zip(params, ctx.needs_input_grad[6:]) if needed]
+        x2, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        with torch.set_grad_enabled(bool(trained)):
+            new = ctx.adapter.merged_weight(_wide(W)) if mask is None else ctx.adapter.delta(_wide(W))
+        dx, found = None, {}
+        if needs_x:
+            dx = g @ (new if again else new.detach()).to(g.dtype)
+            dx = (dx if mask is None else g @ W + dx * mask * scale).view(x.shape)
+        if trained:
+            dnew = g.t() @ (x2 if mask is None else x2 * mask * scale)
+            grads = torch.autograd.grad(new, trained, dnew.to(new.dtype), create_graph=again, allow_unused=True)
+            found = {id(p): d for p, d in zip(trained, grads)}
+        dbias = g.sum(0) if needs_bias else None
+        return dx, None, dbias, None, None, None, *(found.get(id(p)) for p in params)
