@@ -50,7 +50,13 @@ def test_other_wrong_ranks_are_still_an_error():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("r", 0), ("hira_dropout", 1.5), ("init_weights", "foo"), ("rank_pattern", {"a": 0}), ("rank_pattern", {"a": 0.5})],
+    [
+        ("r", 0),
+        ("hira_dropout", 1.5),
+        ("init_weights", "foo"),
+        ("rank_pattern", {"a": 0}),
+        ("rank_pattern", {"a": 0.5}),
+    ],
 )
 def test_wrong_settings_are_named(field, value):
     with pytest.raises(ValueError, match=rf"HiraConfig\.{field}"):

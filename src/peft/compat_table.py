@@ -121,6 +121,7 @@ ALIASES = {
     "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION),
     "tuners.lora.config": LORA_CONFIGS,
     "tuners.lora.conversion": LORA_CONVERSION,
+    "tuners.lora.intruders": {"methods.lora.intruders": "reduce_intruder_dimension"},
     "tuners.lora.layer": _merged(LORA_LAYERS, {"by_kind": "Conv1d=lora.conv1 MultiheadAttention=lora.mha _ConvNd=lora.conv"}),
     "tuners.lora.model": {"methods.lora.lora": "LoraLayer LoraModel", "methods.lora.config": "LoraConfig"},
     "tuners.mixed": MIXED,

@@ -8,6 +8,8 @@ from peft.config import PeftConfig
 from peft.core.layer import AdapterLayer
 from peft.errors import PeftError
 from peft.functional import holders
+from peft.kappa import KappaTuneSelector as KappaTuneSelector
+from peft.kappa import find_kappa_target_modules as find_kappa_target_modules
 
 GENERIC = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 

@@ -25,6 +25,12 @@ class MixedModel(Tuner):
         check_compatible(config)
         self.as_method(config.peft_type).inject_adapter(model, adapter_name, config, **how)
 
+    def call_arguments(self, args, kwargs):
+        found = {}
+        for peft_type in {c.peft_type for c in self.peft_config.values()}:
+            found |= self.as_method(peft_type).call_arguments(args, kwargs)
+        return found
+
     def as_method(self, peft_type):
         """The method's own tuner on the very same model, layers, configs and active record."""
         cls = registry.method(peft_type).tuner

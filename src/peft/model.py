@@ -1,6 +1,7 @@
 """PeftModel: a base model with adapters, and the verbs for them."""
 
 import contextlib
+import dataclasses
 import warnings
 
 import torch
@@ -292,8 +293,8 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         self._delete_prompt(adapter_name)
 
     def _add_task_modules(self, config):
-        """Heads that the task trains go into config.modules_to_save."""
-        if self.task_modules:
+        """Heads that the task trains go into config.modules_to_save, where the method has it."""
+        if self.task_modules and any(f.name == "modules_to_save" for f in dataclasses.fields(config)):
             given = list(config.modules_to_save or ())
             config.modules_to_save = given + [m for m in self.task_modules if m not in given]
 

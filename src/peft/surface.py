@@ -41,6 +41,7 @@ HOMES = {
     "methods.lora.convert": ["convert_to_lora", "save_as_lora"],
     "methods.lora.lora": ["LoraModel"],
     "methods.trainable_tokens": ["TrainableTokensConfig", "TrainableTokensModel"],
+    "kappa": ["find_kappa_target_modules"],
     "methods.adalora": ["AdaLoraConfig", "AdaLoraModel"],
     "methods.adamss": ["AdamssConfig", "AdamssModel"],
     "methods.adaption_prompt": ["AdaptionPromptConfig", "AdaptionPromptModel"],

@@ -173,7 +173,7 @@ def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool
 # -- the oracle --------------------------------------------------------------------------------------------------
 def oracle(example: Example, model: nn.Module, names: tuple[str, ...] = ("default",)) -> nn.Module:
     """A float64 base model with the adapters' effect written into its weights, or None where no formula is known."""
-    if example.oracle is None and example.method != "LORA":
+    if example.oracle is None and (example.method != "LORA" or not example.merges):
         return None
     base = example.make_base(torch.float32).double()
     weights = {k: v.double() for k, v in example.make_base(torch.float32).state_dict().items()}

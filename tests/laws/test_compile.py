@@ -9,7 +9,7 @@ from laws_table import BY_NAME, EXAMPLES, SOME, gap, with_second, wrapped
 SEEN = {  # one of each code path; the others differ in values only
     "linear", "linear_3d_input", "dora", "lora_bias", "dropout", "pissa", "pissa_dora", "transposed", "conv1", "conv2",
     "conv_grouped", "conv_reflect", "conv_dora", "embedding", "embedding_dora", "attention", "parameter_2d",
-    "parameters_3d", "saved_head", "tokens", "tokens_beside",
+    "parameters_3d", "saved_head", "tokens", "tokens_beside", "alora", "bdlora", "kasa", "monteclora", "velora",
 }  # fmt: skip
 
 

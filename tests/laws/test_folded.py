@@ -14,7 +14,7 @@ from torch import nn
 import peft
 from peft.ops import folded, lowrank
 
-LINEAR = [e for e in EXAMPLES if e.base in ("mlp", "sequence", "no_bias") and e.name != "ranks"]
+LINEAR = [e for e in EXAMPLES if e.base in ("mlp", "sequence", "no_bias") and e.name != "ranks" and e.merges]
 
 
 def few_rows(example):

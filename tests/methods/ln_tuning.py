@@ -18,6 +18,7 @@ class RMSNorm(nn.Module):
 
 
 X = noise((3, 5, WIDTH), 7)
+BASES["linears"] = BASES["mlp"]  # a base of its own: modules that act whole are not folded
 BASES["layer_norm"] = lambda: Wrap(nn.LayerNorm(WIDTH)), X
 BASES["rms_norm"] = lambda: Wrap(RMSNorm()), X
 BASES["block"] = lambda: Wrap(nn.Sequential(nn.Linear(WIDTH, 8), nn.LayerNorm(8), nn.Linear(8, 4))), X
@@ -41,7 +42,7 @@ def example(name, base, target):
 EXAMPLES = [
     example("ln_tuning", "layer_norm", ["layer"]),
     example("ln_tuning_rms", "rms_norm", ["layer"]),
-    example("ln_tuning_linear", "mlp", ["lin0", "lin1"]),
+    example("ln_tuning_linear", "linears", ["lin0", "lin1"]),
     example("ln_tuning_embedding", "embedded", ["emb", "lin"]),
     example("ln_tuning_conv", "conv2", ["layer"]),
     example("ln_tuning_block", "block", ["layer"]),
@@ -54,7 +55,7 @@ CASES = [
         "llama",
         {"task_type": "CAUSAL_LM"},
         config_class="LNTuningConfig",
-        second={"target_modules": ["norm"]},
+        second={},
     ),
     Case("ln_tuning_gpt2", "gpt2", {}, config_class="LNTuningConfig"),
     Case("ln_tuning_bert", "bert_classifier", NORMS, config_class="LNTuningConfig"),

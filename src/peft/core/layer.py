@@ -342,11 +342,11 @@ class AdapterLayer(Switchable, nn.Module):
             names = fresh
         return [n for n in names if n in self.adapters]
 
-    def unmerge(self):
-        """Put back, bit for bit, what the merges replaced."""
+    def unmerge(self, keep=0):
+        """Put back, bit for bit, what the merges replaced; the first `keep` of them stay."""
         if not self._undo:
             warnings.warn("Already unmerged, nothing to do.", stacklevel=2)
-        while self._undo:
+        while len(self._undo) > keep:
             _, *kept = self._undo.pop()
             self.kind.unmerge(self, *kept)
 

@@ -94,6 +94,7 @@ class Call:
 
     adapter_names: one adapter name a sample of the batch; "__base__" means no adapter; None: the active adapters act.
     arguments: what else adapters read of this call, for example task_ids.
+    part: (row indices, number of rows) while an adapter computes some rows of a layer's input; else None.
     """
 
     BASE = "__base__"
@@ -101,6 +102,7 @@ class Call:
     def __init__(self, adapter_names=None, **arguments):
         self.names = None if adapter_names is None else list(adapter_names)
         self.arguments = arguments
+        self.part = None
         self._plans = {}
 
     def rows(self, size, present, device):

@@ -324,13 +324,12 @@ class Tuner(nn.Module):
         done = []
         try:
             for layer in self._innermost_first():
-                count = len(layer.merged_adapters)
+                done.append((layer, len(layer.merged_adapters)))
                 layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-                if len(layer.merged_adapters) > count:
-                    done.append(layer)
         except BaseException:
-            for layer in reversed(done):
-                layer.unmerge()
+            for layer, before in reversed(done):
+                if len(layer.merged_adapters) > before:
+                    layer.unmerge(keep=before)
             raise
 
     def _innermost_first(self):

@@ -1,12 +1,13 @@
 """Layer kinds: everything the house knows about a base layer type, one file per kind."""
 
+from peft.layers.attention import FusedAttention, RotaryAttention
 from peft.layers.conv import Conv
 from peft.layers.embedding import Embedding
 from peft.layers.linear import Conv1D, Linear
 from peft.layers.weight import MHA, Weight
 from peft.layers.whole import Whole
 
-KINDS = [MHA, Embedding, Conv, Conv1D, Linear]  # first match wins; Linear also owns every quantized linear
+KINDS = [MHA, Embedding, Conv, RotaryAttention, FusedAttention, Conv1D, Linear]  # first match wins; Linear also owns every quantized linear
 
 
 def find(base, param=None, wanted=()):

@@ -96,8 +96,11 @@ class Kind:
                 h[rows] = a.input(x[rows]).to(h.dtype)
         y = layer.base_layer(h, *args, **kwargs)
         out = y.clone()
+        call = layer.state.call()
         for name, rows in plan.rows.items():
+            call.part = rows, len(x)
             out[rows] = layer.adapters[name].output(x[rows], y[rows]).to(y.dtype)
+        call.part = None
         return out
 
 

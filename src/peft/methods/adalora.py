@@ -14,7 +14,7 @@ from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
-from peft.errors import CheckpointError, ConfigError, PeftWarning
+from peft.errors import AdapterError, ConfigError, PeftWarning
 from peft.methods.adalora_budget import RankAllocator
 from peft.methods.lora.config import MAX_RANK, LoraConfig
 from peft.methods.lora.lora import LoraModel
@@ -32,7 +32,7 @@ class AdaLoraConfig(LoraConfig):
 
     METHOD: ClassVar = PeftType.ADALORA
     # Settings of LoRA that say nothing here: files may have them, whoever sets them is told.
-    UNUSED: ClassVar = ("r", "use_rslora", "alpha_pattern", "lora_bias")
+    UNUSED: ClassVar = {"r": 8, "use_rslora": False, "alpha_pattern": {}, "lora_bias": False}
 
     rank_pattern: dict | None = field(
         default=None, metadata={"help": "which triplets each layer keeps; written by training, do not set it"}
@@ -72,8 +72,7 @@ class AdaLoraConfig(LoraConfig):
                 f"total_step={self.total_step} leaves no steps in which ranks shrink: it must be greater than "
                 f"tinit + tfinal = {self.tinit + self.tfinal}."
             )
-        defaults = {"r": 8, "use_rslora": False, "alpha_pattern": {}, "lora_bias": False}
-        if unused := [name for name in self.UNUSED if getattr(self, name) != defaults[name]]:
+        if unused := [name for name, default in self.UNUSED.items() if getattr(self, name) != default]:
             warnings.warn(
                 f"AdaLoRA does not use {', '.join(unused)}; the rank is set by init_r and target_r, the scaling by "
                 "lora_alpha.",
@@ -118,22 +117,26 @@ class AdaLora(Additive):
         return self.lora_A, self.lora_E, self.lora_B
 
     @torch.no_grad()
+    def rebuild(self, r):
+        """Start again with r triplets."""
+        old = self.triplet_parameters()
+        self._allocate(r, {"device": old[0].device, "dtype": old[0].dtype})
+        for new, before in zip(self.triplet_parameters(), old):
+            new.requires_grad = before.requires_grad
+        if not old[0].is_meta:
+            self.reset(self.config)
+        self.layer._changed()
+
+    @torch.no_grad()
     def resize(self, keep):
         """Hold no more than the triplets that `keep`, one bool each, is True for."""
-        kept = sum(keep)
-        A, E, B = self.triplet_parameters()
-        if len(A) != kept:
-            if len(A) != len(keep):
-                raise CheckpointError(
-                    f"rank_pattern lists {len(keep)} triplets for {self.key}, {kept} of them kept, but its adapter has "
-                    f"{len(A)}. The config and the tensors are not of the same training."
-                )
-            index = torch.tensor([i for i, k in enumerate(keep) if k], dtype=torch.long, device=A.device)
-            self._allocate(kept, {"device": A.device, "dtype": A.dtype})
-            for new, old, dim in ((self.lora_A, A, 0), (self.lora_E, E, 0), (self.lora_B, B, 1)):
-                new.copy_(old.index_select(dim, index))
-                new.requires_grad = old.requires_grad
-            self.layer._changed()
+        old = self.triplet_parameters()
+        if len(keep) != self.r:
+            raise AdapterError(f"rank_pattern lists {len(keep)} triplets for {self.key}, whose adapter has {self.r}.")
+        index = torch.tensor(keep, device=old[0].device).nonzero().flatten()
+        self.rebuild(len(index))
+        for new, before, dim in zip(self.triplet_parameters(), old, (0, 0, 1)):
+            new.copy_(before.index_select(dim, index))
 
     @classmethod
     def to_file(cls, c, tensors):
@@ -151,8 +154,8 @@ class AdaLora(Additive):
     def from_file(cls, c, tensors, adapters):
         keep = _kept(c.rank_pattern)
         for adapter in adapters:
-            if adapter.key in keep:
-                adapter.resize(keep[adapter.key])
+            if (r := sum(keep.get(adapter.key, ()))) != adapter.r and adapter.key in keep:
+                adapter.rebuild(r)
         return tensors
 
     def factor(self):

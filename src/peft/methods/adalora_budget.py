@@ -66,16 +66,10 @@ class RankAllocator:
         scores = self.scores()
         out = len(scores) - budget
         keep = scores > scores.kthvalue(out).values if out > 0 else torch.ones_like(scores, dtype=torch.bool)
-        kept, before = iter(keep.tolist()), self.config.rank_pattern or {}  # one wait for the device
-        pattern = {}
-        for a, size in zip(adapters, sizes):
-            new, key = [next(kept) for _ in range(size)], f"{a.key}.lora_E"
-            old = before.get(key, new)
-            if len(old) != size:  # the adapter was loaded without those that an earlier training left out
-                rest = iter(new)
-                new = [k and next(rest) for k in old]
-            pattern[key] = new
-        self.config.rank_pattern = pattern
+        kept = iter(keep.tolist())  # one wait for the device
+        self.config.rank_pattern = {
+            f"{a.key}.lora_E": [next(kept) for _ in range(size)] for a, size in zip(adapters, sizes)
+        }
         for a, flags in zip(adapters, keep.split(sizes)):
             a.lora_E.masked_fill_(~flags[:, None], 0.0)
 

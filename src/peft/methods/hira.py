@@ -1,4 +1,4 @@
-"""HiRA, W + W∘(BA): a low-rank matrix that scales the base weight entry by entry (openreview.net/forum?id=TwJrTz9cRS)."""
+"""HiRA, W + W∘(BA): a low-rank matrix scales the base weight entry by entry (openreview.net/forum?id=TwJrTz9cRS)."""
 
 import math
 from dataclasses import dataclass, field, replace

@@ -11,7 +11,7 @@ from peft.core.defaults import LORA_TARGETS
 from peft.core.tuner import Tuner
 from peft.enums import PeftType
 from peft.layers.conv import OPS
-from peft.methods.lycoris import Lycoris, LycorisConfig, LycorisLayer, initialise, parameter
+from peft.methods.lycoris import Lycoris, LycorisConfig, LycorisLayer, initialise, parameter, with_kernel
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -62,7 +62,7 @@ class LoHa(Lycoris):
         a1, b1, a2, b2 = self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b
         if (t1 := self.hada_t1) is None:
             return a1, b1, a2, b2
-        return a1.t(), _with_kernel(t1, b1), a2.t(), _with_kernel(self.hada_t2, b2)
+        return a1.t(), with_kernel(t1, b1), a2.t(), with_kernel(self.hada_t2, b2)
 
     def factors(self):
         """A (r², in · kernel) and B (out, r²) with BA = (A₁B₁)∘(A₂B₂): each row of one times each of the other."""
@@ -84,11 +84,6 @@ class LoHa(Lycoris):
 
     def delta_weight(self):
         return Hadamard.apply(*self.pairs()).view(self.layer.shape) * self.scaling
-
-
-def _with_kernel(t, b):
-    """(r, r, *kernel) and (r, in) -> (r, in · kernel)."""
-    return torch.einsum("ijk,jp->ipk", t.flatten(2), b).flatten(1)
 
 
 class Hadamard(torch.autograd.Function):

@@ -90,6 +90,9 @@ class LycorisLayer(AdapterLayer):
         """The scaling that adapter `name` was made with."""
         return self.alpha[name] / self.r[name]
 
+    def supports_lora_conversion(self, adapter_name="default"):
+        return self.kind.name == "linear"
+
 
 def parameter(*shape, **where):
     """An uninitialised parameter. `where`: device and dtype."""
@@ -99,3 +102,8 @@ def parameter(*shape, **where):
 def initialise(t):
     """Uniform in ±1 / √fan_in, as nn.Linear starts."""
     nn.init.kaiming_uniform_(t, a=5**0.5)
+
+
+def with_kernel(t, b):
+    """The part of a factorised kernel that reads the input: t (r, r, *kernel), b (r, in) -> (r, in · kernel)."""
+    return torch.einsum("ijk,jp->ipk", t.flatten(2), b).flatten(1)

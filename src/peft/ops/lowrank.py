@@ -80,20 +80,28 @@ def linear(base, x, f):
     return add(base, base(x), x, f)
 
 
-def add(base, y, x, f):
-    """y + low-rank part of x, in plain operations. `base` is asked for its bias only where f has a row scale."""
+def add(base, y, x, f, acts=None):
+    """y + low-rank part of x, in plain operations. `base` is asked for its bias only where f has a row scale.
+
+    acts (..., 1) or (..., r) multiplies what A returns, for factors that act on some tokens only; (..., 1) with a bias.
+    """
     storage_only = f.A.dtype.itemsize == 1  # float8: nothing computes in it
     dtype = f.A.dtype if (_exact and not storage_only) or not x.is_floating_point() else x.dtype
     h = F.dropout(x, f.dropout) if f.dropout else x
     if not torch.is_autocast_enabled(x.device.type):
         h = h.to(dtype)
     if f.inner is None:
-        update = F.linear(F.linear(h, f.A.to(h.dtype)), f.B.to(h.dtype)) * f.s
+        h = F.linear(h, f.A.to(h.dtype))
+        if acts is None:
+            update = F.linear(h, f.B.to(h.dtype)) * f.s
+        else:
+            update = F.linear(h * (acts * f.s).to(h.dtype), f.B.to(h.dtype))
     else:
         h = F.linear(h, f.A.to(h.dtype)) * (f.inner * f.s).to(h.dtype)
         update = F.linear(h, f.B.to(h.dtype)) * f.outer.to(h.dtype)
     if f.bias is not None:
-        update = update + f.bias.to(update.dtype) * f.s
+        bias = f.bias.to(update.dtype) * f.s
+        update = update + (bias if acts is None else bias * acts.to(bias.dtype))
     if f.row_scale is None:
         return (y + update).to(y.dtype)
     bias = 0 if base.bias is None else base.bias
@@ -148,7 +156,7 @@ def _between_vectors(base, x, f):
         x2, s = x2 * mask, s * survivors
     h = F.linear(x2, A) * (f.inner * s).to(x.dtype)
     if len(h) < len(A) or (x.is_cpu and len(A) > WIDE):
-        y.addcmul_(F.linear(h, B), scale)
+        y.add_(F.linear(h, B) * scale)
     else:
         y.addmm_(h, (B * scale[:, None]).t())
     return y.view(*x.shape[:-1], y.shape[-1])

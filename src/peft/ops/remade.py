@@ -63,10 +63,11 @@ class Remade(torch.autograd.Function):
         dx, found = None, {}
         if needs_x:
             dx = g @ (new if again else new.detach()).to(g.dtype)
-            dx = (dx if mask is None else g @ W + dx * mask * scale).view(x.shape)
+            dx = (dx if mask is None else torch.addcmul(g @ W, dx, mask, value=scale)).view(x.shape)
         if trained:
-            dnew = g.t() @ (x2 if mask is None else x2 * mask * scale)
-            grads = torch.autograd.grad(new, trained, dnew.to(new.dtype), create_graph=again, allow_unused=True)
+            dnew = (g.t() @ (x2 if mask is None else x2 * mask)).to(new.dtype)
+            dnew = dnew if mask is None else dnew * scale
+            grads = torch.autograd.grad(new, trained, dnew, create_graph=again, allow_unused=True)
             found = {id(p): d for p, d in zip(trained, grads)}
         dbias = g.sum(0) if needs_bias else None
         return dx, None, dbias, None, None, None, *(found.get(id(p)) for p in params)

@@ -1,7 +1,8 @@
 """The LoRA config."""
 
+import importlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from peft.config import TargetConfig
@@ -11,6 +12,17 @@ from peft.errors import ConfigError
 from peft.methods.lora.inits import check_init
 
 MAX_RANK, MAX_LAYERS = 1 << 30, 4096  # far beyond any use: what a damaged or hostile file may ask for
+
+# What chooses a variant: field -> (module beside this one, its adapter class, the class of the field's value).
+VARIANTS = {
+    "alora_invocation_tokens": ("alora", "ALora", None),
+    "arrow_config": ("arrow", "Arrow", "ArrowConfig"),
+    "kasa_config": ("kasa", "Kasa", "KasaConfig"),
+    "monteclora_config": ("monteclora", "Monteclora", "MontecloraConfig"),
+    "use_bdlora": ("bdlora", "BdLora", "BdLoraConfig"),
+    "use_qalora": ("qalora", "QaLora", None),
+    "velora_config": ("velora", "Velora", "VeloraConfig"),
+}
 
 
 @dataclass
@@ -35,13 +47,6 @@ class LoraConfig(TargetConfig):
         "eva_config",
         "corda_config",
         "lora_ga_config",
-        "velora_config",
-        "alora_invocation_tokens",
-        "use_qalora",
-        "monteclora_config",
-        "use_bdlora",
-        "arrow_config",
-        "kasa_config",
     )
 
     r: int = field(default=8, metadata={"help": "rank: the width of A and B"})
@@ -118,6 +123,7 @@ class LoraConfig(TargetConfig):
                 "something else, so it is refused rather than ignored."
             )
         check_init(self.init_lora_weights)
+        self._check_variants()
         if self.use_dora and self.lora_bias:
             raise ConfigError("lora_bias=True is not supported with use_dora=True: DoRA has no bias in B.")
         if self.lora_bias and not isinstance(self.init_lora_weights, bool):
@@ -132,6 +138,45 @@ class LoraConfig(TargetConfig):
                 raise ConfigError(f"LoraConfig.layer_replication asks for more than {MAX_LAYERS} layers.")
             self.layer_replication = [tuple(span) for span in self.layer_replication]
 
+    def _check_variants(self):
+        """Make the settings of variants objects, as they are not in files; there can be those of one variant only."""
+        for name, (_, _, settings) in VARIANTS.items():
+            value = getattr(self, name)
+            if settings and value is not None:
+                setattr(self, name, _settings(name, value, _part_of_variant(name, settings)))
+        chosen = [n for n in ("use_dora", *VARIANTS) if getattr(self, n)]
+        chosen += ["init_lora_weights='mica'"] if chosen and self.init_lora_weights == "mica" else []
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} exclude each other: each is a variant of LoRA. Choose one.")
+        check_range(self, "qalora_group_size", 1)
+        if self.alora_invocation_tokens is not None and not len(self.alora_invocation_tokens):
+            raise ConfigError("LoraConfig.alora_invocation_tokens names no token; list at least one, or leave it None.")
+        if self.alora_invocation_tokens and self.task_type not in (None, "CAUSAL_LM"):
+            raise ConfigError(
+                f"LoraConfig.alora_invocation_tokens works for task_type='CAUSAL_LM' only, got {self.task_type!r}: it "
+                "looks for the tokens in the prompt that a decoder goes on with."
+            )
+
+    @property
+    def variant(self):
+        """The adapter class of the variant that the config chooses, or None."""
+        name = next((n for n in VARIANTS if getattr(self, n)), None)
+        return None if name is None else _part_of_variant(name, VARIANTS[name][1])
+
     def scaling(self, r, alpha):
         """What the update is multiplied with at rank r."""
         return alpha / (math.sqrt(r) if self.use_rslora else r)
+
+
+def _part_of_variant(name, attribute):
+    return getattr(importlib.import_module(f"peft.methods.lora.{VARIANTS[name][0]}"), attribute)
+
+
+def _settings(name, value, cls):
+    """The settings of a variant, which a file holds as a dict."""
+    if isinstance(value, cls):
+        return value
+    known = [f.name for f in fields(cls)]
+    if not isinstance(value, dict) or set(value) - set(known):
+        raise ConfigError(f"LoraConfig.{name} must be a {cls.__name__}, or a dict of {', '.join(known)}, got {value!r}.")
+    return cls(**value)

@@ -45,12 +45,17 @@ class Lora(Additive):
     lora_start_A, lora_start_B = Derived(), Derived()  # (r, in), (out, r): the subtracted start of pissa and olora
     r, lora_alpha, scaling, use_rslora, use_dora, lora_bias = Val(), Val(), Val(), Val(), Val(), Val()
 
+    converts = True  # its update is a product of factors whatever the input, so that there is a LoRA like it
     norms = (None, (), None)  # (what it was computed from, the factors' values then, row norms of W + s·BA)
     base_norms = (None, None)
     twin = None  # the embedding's adapter whose factors this one, on the tied head, reads transposed
     mode = True
 
     # -- making --------------------------------------------------------------------------------------------------
+    @classmethod
+    def of(cls, c):
+        return c.variant or cls
+
     def build(self, c, where):
         self.r, self.lora_alpha, self.scaling = self.scale_of(c)
         self.use_rslora, self.use_dora, self.lora_bias = c.use_rslora, c.use_dora, c.lora_bias
@@ -182,6 +187,11 @@ class Lora(Additive):
             B, bias = parameters.get("weight"), parameters.get("bias")
             if A is None or B is None:
                 return None
+        return self.pair(A, B, bias)
+
+    def pair(self, A, B, bias):
+        """These factors with the scaling, dropout and magnitude of this adapter."""
+        modules = self.layer._modules
         drop = modules.get("lora_dropout")
         drop = drop._modules.get(self.name) if drop is not None else None
         p = drop.p if drop is not None and drop.training else 0.0
@@ -289,7 +299,8 @@ class LoraLayer(AdapterLayer):
         return alpha / (r**0.5 if self.use_rslora.get(name) else r)
 
     def supports_lora_conversion(self, adapter_name="default"):
-        return self.kind.name == "linear"
+        adapter = self.adapters.get(adapter_name)
+        return self.kind.name == "linear" and (adapter is None or adapter.converts)
 
 
 class LoraModel(Tuner):
@@ -298,6 +309,15 @@ class LoraModel(Tuner):
     layer_cls = LoraLayer
     target_module_mapping = LORA_TARGETS
     unsafe_targets = match.STATE_SPACE_UNSAFE
+    invocable = False  # True: there is, or was, an aLoRA adapter
+
+    def call_arguments(self, args, kwargs):
+        if not self.invocable:
+            kwargs.pop("alora_offsets", None)
+            return {}
+        from peft.methods.lora.alora import Invocations
+
+        return {"invocations": Invocations(args, kwargs)}
 
     def prepare_model(self, config):
         if config.layer_replication:
@@ -307,6 +327,7 @@ class LoraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
+        self.invocable = self.invocable or bool(config.alora_invocation_tokens)
         others = [c for n, c in self.peft_config.items() if n != adapter_name and isinstance(c, LoraConfig)]
         if (
             others
