@@ -45,6 +45,7 @@ BASES: dict[str, tuple[Any, torch.Tensor]] = {
     "reflect": (lambda: Wrap(nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")), IMAGE),
     "circular": (lambda: Wrap(nn.Conv1d(4, 6, 5, padding=2, padding_mode="circular")), noise((3, 4, 8), 7)),
     "same": (lambda: Wrap(nn.Conv2d(4, 6, (4, 3), padding="same")), IMAGE),
+    "pointwise": (lambda: Wrap(nn.Conv2d(4, 6, 1, padding=1, stride=2)), IMAGE),
     "embedded": (models.Embedded, IDS),
     "attention": (models.Attention, noise((3, 5, WIDTH), 7)),
     "parameters": (models.Parameters, noise((6, WIDTH), 7)),

@@ -15,6 +15,7 @@ from laws_table import (
     EXAMPLES,
     SOME,
     base_tensors,
+    bound,
     gap,
     quiet,
     same_tensors,
@@ -50,7 +51,7 @@ def test_saved_and_loaded_is_the_same(example, dtype, tmp_path):
     before = model(x)
     model.save_pretrained(tmp_path)
     assert torch.equal(model(x), before)
-    loaded = peft.PeftModel.from_pretrained(example.make_base(dtype), tmp_path)
+    loaded = bound(peft.PeftModel.from_pretrained(example.make_base(dtype), tmp_path), example)
     assert not loaded.training and not on_meta(loaded)
     assert torch.equal(loaded(x), before)
     assert not any(p.requires_grad for n, p in loaded.named_parameters())
@@ -70,7 +71,7 @@ def test_loading_a_second_leaves_the_first_alone(example, tmp_path):
     model.set_adapter("second")
     second = model(x)
     model.save_pretrained(tmp_path)
-    other = peft.PeftModel.from_pretrained(example.make_base(), tmp_path)
+    other = bound(peft.PeftModel.from_pretrained(example.make_base(), tmp_path), example)
     tensors = base_tensors(other)
     other.load_adapter(tmp_path / "second", "second")
     assert not on_meta(other) and same_tensors(base_tensors(other), tensors)
@@ -91,12 +92,12 @@ def test_low_memory_loads_leave_nothing_on_meta(example, tmp_path):
     model, x = wrapped(example), example.inputs()
     before = model(x)
     model.save_pretrained(tmp_path)
-    loaded = peft.PeftModel.from_pretrained(example.make_base(), tmp_path, low_cpu_mem_usage=True)
+    loaded = bound(peft.PeftModel.from_pretrained(example.make_base(), tmp_path, low_cpu_mem_usage=True), example)
     assert not on_meta(loaded) and torch.equal(loaded(x), before)
     loaded.load_adapter(tmp_path, "more", low_cpu_mem_usage=True)
     loaded.set_adapter("more")
     assert not on_meta(loaded) and torch.equal(loaded(x), before)
-    empty = peft.get_peft_model(example.make_base(), example.make_config(), low_cpu_mem_usage=True)
+    empty = bound(peft.get_peft_model(example.make_base(), example.make_config(), low_cpu_mem_usage=True), example)
     assert on_meta(empty) or model.base_model.shared
     peft.set_peft_model_state_dict(empty, peft.get_peft_model_state_dict(model), low_cpu_mem_usage=True)
     assert not on_meta(empty) and torch.equal(empty.eval()(x), before)
@@ -114,7 +115,7 @@ def test_low_memory_load_of_part_of_a_file_initialises_the_rest(example, tmp_pat
     from safetensors.torch import save_file
 
     save_file({k: v.contiguous() for k, v in part.items()}, tmp_path / "adapter_model.safetensors", {"format": "pt"})
-    loaded = peft.PeftModel.from_pretrained(example.make_base(), tmp_path, low_cpu_mem_usage=True)
+    loaded = bound(peft.PeftModel.from_pretrained(example.make_base(), tmp_path, low_cpu_mem_usage=True), example)
     assert not on_meta(loaded) and loaded(example.inputs()).isfinite().all()
     now = peft.get_peft_model_state_dict(loaded)
     assert all(torch.equal(now[k], v) for k, v in part.items())

@@ -45,8 +45,8 @@ def check(model, x, monkeypatch):
 
 @torch.no_grad()
 def write(model, name, how):
-    """Change all tensors of an adapter."""
-    for i, slot in enumerate(peft_slots(model, name)):
+    """Change all parameters of an adapter."""
+    for i, slot in enumerate(s for s in peft_slots(model, name) if isinstance(s.tensor, nn.Parameter)):
         step = 0.1 * models.noise(slot.tensor.shape, 60 + i)
         if how == "add":
             slot.tensor.add_(step)

@@ -251,3 +251,45 @@ def test_dropping_everything_leaves_the_base():
     assert torch.equal(y, base(x))
     y.sum().backward()
     assert not f.A.grad.any() and torch.equal(x.grad, base.weight.sum(0).expand_as(x))
+
+
+# -- frozen factors between trained vectors ----------------------------------------------------------------------
+def vector_parts(lead, r, *, p=0.0, dtype=torch.float64, factor=None):
+    """A frozen layer 4 -> 3, an input and frozen factors between vectors that need gradients."""
+    base, x, f = parts(lead, 4, 3, r, dtype=dtype, factor=factor)
+    inner, outer = (noise((n,), n).to(f.A.dtype).requires_grad_() for n in (r, 3))
+    return base, x, LowRank(f.A.detach(), f.B.detach(), 1.7, p, inner=inner, outer=outer)
+
+
+@pytest.mark.parametrize("wide", [0, 64], ids=["on_the_output", "on_B"])
+@pytest.mark.parametrize("lead", [(3,), (2, 5), (), (0,)], ids=str)
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_vectors_between_frozen_factors(lead, p, wide, monkeypatch):
+    monkeypatch.setattr(lowrank, "WIDE", wide)
+    base, x, f = vector_parts(lead, 2, p=p)
+
+    def run(x, inner, outer):
+        torch.manual_seed(3)
+        return lowrank.linear(base, x, LowRank(f.A, f.B, f.s, p, inner=inner, outer=outer))
+
+    tensors = (x, f.inner, f.outer)
+    assert torch.autograd.gradcheck(run, tensors) and torch.autograd.gradgradcheck(run, tensors)
+    y, same = run(*tensors), f.absorbed()
+    if not p:
+        wanted = formula(base, x, same)
+        torch.testing.assert_close(y, wanted, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(lowrank.add(base, base(x), x, f), wanted, atol=1e-12, rtol=1e-12)
+        with torch.no_grad():
+            torch.testing.assert_close(run(*tensors), wanted, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_vectors_in_half_precision(rows):
+    base, x, f = vector_parts((rows,), 6, dtype=torch.bfloat16, factor=torch.float32)
+    y = lowrank.linear(base, x, f)
+    wanted = x.double() @ base.weight.double().T + base.bias.double()
+    wanted += 1.7 * ((x.double() @ f.A.double().T * f.inner.double()) @ f.B.double().T) * f.outer.double()
+    assert y.dtype is torch.bfloat16
+    torch.testing.assert_close(y.double(), wanted, atol=0.03, rtol=0.03)
+    y.sum().backward()
+    assert f.inner.grad.dtype is torch.float32 and f.outer.grad.any()

@@ -9,6 +9,7 @@ from laws_table import (
     EXAMPLES,
     SOME,
     base_tensors,
+    bound,
     gap,
     oracle,
     quiet,
@@ -286,6 +287,7 @@ def test_refused_mixed_batches_say_the_same_everywhere(kind):
 def test_half_in_half_out(example, dtype, autocast):
     torch.manual_seed(0)
     model = peft.get_peft_model(example.make_base(dtype), example.make_config(), autocast_adapter_dtype=autocast)
+    bound(model, example)
     adapters = [layer.adapters["default"] for layer in model.base_model.layers.values()]
     wanted = torch.float32 if autocast and example.casts else dtype
     assert all(p.dtype is wanted for a in adapters for p in a.parameters())

@@ -10,7 +10,8 @@ def example(name, base="sequence", target=("lin0", "lin1"), **config):
     """An example whose three sequences of five tokens begin at their ends, in the middle and before the first."""
     drop = "lora_dropout" if config.get("lora_dropout") else ""
     config = {"r": 4, "lora_alpha": 6, "target_modules": list(target), **TOKENS, **config}
-    return Example(name, base, config, merges=False, dropout=drop, call={"alora_offsets": [1, 3, 9]})
+    near = 1e-5 if config.get("init_lora_weights") == "pissa" else 0.0
+    return Example(name, base, config, identity=near, merges=False, dropout=drop, call={"alora_offsets": [1, 3, 9]})
 
 
 EXAMPLES = [

@@ -8,17 +8,17 @@ T = ["lin0", "lin1"]
 
 
 def formula(config, tensors, weights, state):
-    """delta[(l, k), (m, n), ...] = W₁[l, m] · W₂[k, n, ...], either of them a product where the file has its factors."""
+    """delta[(l, k), (m, n), ...] = W₁[l, m] · W₂[k, n, ...]; a file may have either as its factors."""
     for path in sorted({k.rpartition(".")[0] for k in tensors}):
-        get = lambda field, path=path: tensors.get(f"{path}.lokr_{field}")  # noqa: E731
-        w1 = get("w1") if get("w1") is not None else get("w1_a") @ get("w1_b")
-        w2, a, b, t = get("w2"), get("w2_a"), get("w2_b"), get("t2")
+        held = {k.removeprefix(f"{path}.lokr_"): v for k, v in tensors.items() if k.startswith(f"{path}.")}
+        w1 = held["w1"] if "w1" in held else held["w1_a"] @ held["w1_b"]
+        w2, a, b, t = (held.get(k) for k in ("w2", "w2_a", "w2_b", "t2"))
         if w2 is None:
             w2 = a @ b if t is None else torch.einsum("ijxy,ip,jq->pqxy", t, a, b)
         W = state[f"{path}.weight"]
         transposed = W.ndim == 2 and len(w1) * len(w2) != len(W)
         out, inp = reversed(W.shape[:2]) if transposed else W.shape[:2]
-        if get("w2") is not None and w2.ndim == 3:  # upstream's order of axes, so that its files mean the same
+        if "w2" in held and w2.ndim == 3:  # upstream's order of axes, so that its files mean the same
             delta = torch.einsum("lm,kns->klnms", w1, w2).reshape(out, inp, -1)
         else:
             w2 = w2.reshape(out // len(w1), inp // w1.shape[1], -1)

@@ -65,15 +65,23 @@ EXAMPLES = [
     example("_transposed", "transposed", ["layer"], fan_in_fan_out=True),
     example("_embedding", "embedded", ["emb", "lin"]),
     example("_conv", "conv2", ["layer"], identity=1e-6),
+    example("_conv_pointwise", "pointwise", ["layer"], oft_block_size=2),
     example("_conv_dilated", "dilated", ["layer"], identity=1e-6),
     example("_conv_circular", "circular", ["layer"], identity=1e-6, use_cayley_neumann=False),
     example("_dropout", "mlp", T, oft_block_size=2, module_dropout=0.1, dropout="module_dropout"),
 ]
 QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+
+
+def case(name, base="llama", second=None, **config):
+    config = config if "target_modules" in config else {**config, **QV}
+    return Case(name, base, config, second=second, config_class="OFTConfig")
+
+
 CASES = [
-    Case("oft", "llama", {"oft_block_size": 8, **QV}, config_class="OFTConfig", second={"r": 2, "oft_block_size": 0, **QV}),
-    Case("oft_exact", "llama", {"oft_block_size": 4, "use_cayley_neumann": False, "bias": "oft_only", **QV}, config_class="OFTConfig"),
-    Case("oft_shared", "llama", {"oft_block_size": 5, "block_share": True, "num_cayley_neumann_terms": 3, **QV}, config_class="OFTConfig"),
-    Case("oft_coft", "llama", {"oft_block_size": 8, "coft": True, "eps": 0.5, **QV}, config_class="OFTConfig"),
-    Case("oft_embedding", "embedded", {"oft_block_size": 4, "target_modules": ["emb", "lin"]}, config_class="OFTConfig"),
+    case("oft", oft_block_size=8, second={"r": 2, "oft_block_size": 0, **QV}),
+    case("oft_exact", oft_block_size=4, use_cayley_neumann=False, bias="oft_only"),
+    case("oft_shared", oft_block_size=5, block_share=True, num_cayley_neumann_terms=3),
+    case("oft_coft", oft_block_size=8, coft=True, eps=0.5),
+    case("oft_embedding", "embedded", oft_block_size=4, target_modules=["emb", "lin"]),
 ]

@@ -98,6 +98,10 @@ class AdapterLayer(Switchable, nn.Module):
         packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
         return self.kind.canon(self.backend.unpack(base, packed))
 
+    def base_bias(self):
+        """The pristine bias or None, also while merged."""
+        return self._undo[0][2] if self._undo else getattr(self.get_base_layer(), "bias", None)
+
     def weight_before(self, adapter):
         """The weight that an active adapter acts on: what is merged, and the active ones before it, are in it."""
         base, merged = self.get_base_layer(), self.merged_adapters
@@ -112,7 +116,7 @@ class AdapterLayer(Switchable, nn.Module):
     def pristine(self, x):
         """What the base layer alone returns, also while merged."""
         y = self.op(x, self.base_weight())
-        bias = self._undo[0][2] if self._undo else getattr(self.get_base_layer(), "bias", None)
+        bias = self.base_bias()
         return y if bias is None else y + self.kind.per_out(bias)
 
     # -- adapters ------------------------------------------------------------------------------------------------

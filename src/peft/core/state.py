@@ -3,6 +3,8 @@
 import contextlib
 import threading
 
+import torch
+
 
 class AdapterState:
     """The one active record of a model. Switching or disabling adapters changes it; no layer is visited.
@@ -21,7 +23,7 @@ class AdapterState:
 
     def call(self):
         """The arguments of the forward that this thread is in, or None."""
-        return self.calls.get(threading.get_ident()) or self.calls.get(None)
+        return self.calls.get(_this_thread()) or self.calls.get(None)
 
     def forget_replay(self):
         """A forward that chooses nothing begins: no earlier call is to be recomputed."""
@@ -30,7 +32,7 @@ class AdapterState:
     @contextlib.contextmanager
     def during(self, call, replay=False):
         """While inside, forwards of this thread are governed by `call`; other threads are not affected."""
-        me = threading.get_ident()
+        me = _this_thread()
         before = self.calls.get(me)
         self.calls[me] = call
         if replay:
@@ -47,6 +49,11 @@ class AdapterState:
 
     def __getstate__(self):
         return {**self.__dict__, "calls": {}}
+
+
+def _this_thread():
+    """A thread's key. torch.compile, which cannot trace get_ident, reads what it has put under the other key itself."""
+    return "compiling" if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class Stray(AdapterState):
@@ -117,8 +124,6 @@ class Call:
         return plan
 
     def _plan(self, size, present, device):
-        import torch
-
         from peft.errors import AdapterError
 
         if size % len(self.names):
@@ -147,8 +152,6 @@ class MixedPlan:
 
     def slots(self, size, device):
         """Row indices (adapters, longest), short groups padded by repeating a row, and the same as a flat index."""
-        import torch
-
         if not hasattr(self, "_slots"):
             padded = [torch.cat([i, i[:1].expand(self.longest - len(i))]) for i in self.rows.values()]
             index = torch.stack(padded)

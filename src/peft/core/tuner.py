@@ -293,9 +293,7 @@ class Tuner(nn.Module):
         for holder in self.holders():
             holder.delete_adapter(name)
         shared.drop(self, name)
-        for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
-            if not layer.adapters:
-                self._unwrap(path, layer)
+        self.unwrap_empty()
         for path, wrapper in list(self.extras.items()):
             if not list(wrapper.adapter_names):
                 match.put(self.model, path, wrapper.original_module)
@@ -309,6 +307,13 @@ class Tuner(nn.Module):
                 )
                 left = (rest[0],)
             self.set_adapter(left)
+
+    def unwrap_empty(self):
+        """Take away the wrappers that hold no adapter any more."""
+        for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
+            if not layer.adapters:
+                self._unwrap(path, layer)
+        self._collect()
 
     # -- merge ---------------------------------------------------------------------------------------------------
     def merge_adapter(self, adapter_names=None, safe_merge=False):

@@ -41,8 +41,8 @@ class Attention(Kind):
         """Keys and values of further tokens (1, tokens, width), without positions: each (heads, tokens, head_dim)."""
         raise NotImplementedError
 
-    def join(self, base, heads):
-        """What the module returns for what its heads found, (batch, heads, tokens, head_dim)."""
+    def read(self, base, weights, v):
+        """What the module returns where its heads read v (heads, n, head_dim) by weights (batch, heads, tokens, n)."""
         raise NotImplementedError
 
     def call(self, layer, active, x, *args, **kwargs):
@@ -80,10 +80,13 @@ class RotaryAttention(Attention):
         both = _heads(base.k_proj(tokens), base.head_dim)[0], _heads(base.v_proj(tokens), base.head_dim)[0]
         return tuple(t.repeat_interleave(base.num_key_value_groups, dim=0) for t in both)
 
-    def join(self, base, heads):
+    def read(self, base, weights, v):
         """Without the bias of o_proj: the module itself has added it."""
-        y = base.o_proj(heads.transpose(1, 2).flatten(2))
-        return y if base.o_proj.bias is None else y - base.o_proj.bias
+        heads, n, _ = v.shape
+        few = heads * n < weights.shape[0] * weights.shape[2]  # then it is cheaper to project the values
+        y = base.o_proj(torch.block_diag(*v) if few else (weights @ v).transpose(1, 2).flatten(2))
+        y = y if base.o_proj.bias is None else y - base.o_proj.bias
+        return weights.transpose(1, 2).flatten(2) @ y if few else y
 
 
 class FusedAttention(Attention):
@@ -95,15 +98,18 @@ class FusedAttention(Attention):
         return base.c_attn
 
     def query(self, base, x, *args, **kwargs):
-        return _heads(base.c_attn(x)[..., : base.split_size], base.head_dim)
+        c_attn, width = base.c_attn, base.split_size
+        if Conv1D.owns(c_attn):
+            return _heads(x @ c_attn.weight[:, :width] + c_attn.bias[:width], base.head_dim)
+        return _heads(c_attn(x)[..., :width], base.head_dim)  # quantized: only the layer itself can read its weight
 
     def keys_values(self, base, tokens):
         _, k, v = base.c_attn(tokens).split(base.split_size, dim=-1)
         return _heads(k, base.head_dim)[0], _heads(v, base.head_dim)[0]
 
-    def join(self, base, heads):
+    def read(self, base, weights, v):
         """Not through c_proj: the adapters that there are for GPT-2 were trained without."""
-        return heads.transpose(1, 2).flatten(2)
+        return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def _heads(x, head_dim):

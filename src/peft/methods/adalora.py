@@ -92,9 +92,7 @@ class AdaLora(Additive):
     r, lora_alpha, scaling, ranknum = Val(), Val(), Val(), Val()
 
     def build(self, c, where):
-        if type(self.kind).__name__ == "Conv1D" and not c.fan_in_fan_out:
-            warnings.warn(f"{self.key} is a Conv1D, stored transposed: fan_in_fan_out becomes True.", stacklevel=7)
-            c.fan_in_fan_out = True
+        self.correct_layout(c)
         self.lora_alpha, self.ranknum = c.lora_alpha, c.init_r
         self.scaling = self.layer.native_scaling(self.name)
         if c.lora_dropout:

@@ -44,7 +44,7 @@ class AdaptionPromptConfig(PeftConfig):
 
 
 class AdaptionPrompt(Adapter):
-    """y + join(gate · softmax(q kᵀ / √d) v), with k and v those of the learned tokens."""
+    """y + gate · softmax(q kᵀ / √d) v, through the output projection; k and v are those of the learned tokens."""
 
     prefix = "adaption_"
     kinds = ("attention",)
@@ -77,8 +77,8 @@ class AdaptionPrompt(Adapter):
     def output(self, q, y):
         k, v = self.keys_values(q.dtype)
         weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1, dtype=torch.float32)
-        heads = (self.adaption_gate.to(q.dtype) * weights.to(q.dtype)) @ v
-        return y + self.kind.join(self.base, heads).to(y.dtype)
+        weights = self.adaption_gate.to(q.dtype) * weights.to(q.dtype)
+        return y + self.kind.read(self.base, weights, v).to(y.dtype)
 
 
 class AdaptedAttention(AdapterLayer):

@@ -99,16 +99,18 @@ class LoKr(Lycoris):
         if getattr(self.base, "groups", 1) > 1 or self.shuffled:
             return super().output(x, y)
         w1, w2 = (w.to(x.dtype) for w in self.factors())
-        m, n = w1.shape[1], w2.shape[1]
+        (l, m), n = w1.shape, w2.shape[1]
         if self.kind.name == "conv":
-            batch = x if x.ndim == len(self.layer.shape) else x.unsqueeze(0)
-            h = self.layer.op(batch.unflatten(1, (m, n)).flatten(0, 1), w2)
-            h = h.view(len(batch), m, -1)
+            x = x if x.ndim == len(self.layer.shape) else x.unsqueeze(0)
+            h = self.layer.op(x.unflatten(1, (m, n)).flatten(0, 1), w2)
+            h = h.view(len(x), m, -1)
         else:
-            h = self.layer.op(x.unflatten(-1, (m, n)), w2)
-        update = torch.einsum("lm,...mk->...lk", w1 * self.scaling, h).reshape(y.shape)
-        keep = self.kept(update)
-        return y + (update if keep is None else update * self.kind.per_out(keep))
+            h = self.layer.op(x.reshape(-1, m, n), w2)
+        w1 = (w1 * self.scaling).expand(len(h), l, m)
+        keep = self.kept(h)
+        if keep is None:
+            return torch.baddbmm(y.reshape(len(h), l, -1).to(h.dtype), w1, h).view(y.shape)
+        return y + torch.bmm(w1, h).view(y.shape) * self.kind.per_out(keep)
 
     def delta_weight(self):
         w1, w2 = self.factors()

@@ -69,7 +69,7 @@ class OFTConfig(TargetConfig):
 
 
 OLD_FORMAT = (
-    "It was written by a peft before 0.16, whose OFT had whole matrices `oft_r` of shape (blocks, b, b). To convert it, "
+    "A peft before 0.16 wrote it, whose OFT had whole matrices `oft_r` of shape (blocks, b, b). To convert it, "
     "merge it there into the base model (merge_and_unload), or, if peft 0.14 or 0.15 wrote it and all of its `oft_s` "
     "are 1, store the values above the diagonal of (oft_r - oft_r.mT) / 2, row by row, as `oft_R.weight` of shape "
     "(blocks, b(b-1)/2), and set r=0, oft_block_size=b and use_cayley_neumann=False in adapter_config.json."
@@ -117,7 +117,7 @@ class OFT(Rotation):
         if c.module_dropout and self.training:  # upstream makes the dropout and never applies it
             v = v * (torch.rand(len(v), 1, device=v.device) >= c.module_dropout)
         Q = orthogonal.skew(v, self.oft_block_size)
-        return orthogonal.cayley_neumann(Q, c.num_cayley_neumann_terms) if c.use_cayley_neumann else orthogonal.cayley(Q)
+        return orthogonal.orthogonal(Q, c)
 
     def within_eps(self, v):
         """v with ‖Q‖ of each block at most eps/√blocks. In training the parameter itself is projected, as PGD asks."""

@@ -28,6 +28,11 @@ def skew(v, n):
     return upper - upper.mT
 
 
+def orthogonal(Q, c):
+    """Orthogonal matrices from skew-symmetric ones, in the way that the config asks for."""
+    return cayley_neumann(Q, c.num_cayley_neumann_terms) if c.use_cayley_neumann else cayley(Q)
+
+
 def cayley(Q):
     """(I - Q)(I + Q)⁻¹, orthogonal for skew-symmetric Q; in float32 or better."""
     Q32 = Q if Q.dtype == torch.float64 else Q.float()

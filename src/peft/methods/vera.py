@@ -1,4 +1,4 @@
-"""VeRA, W + diag(b)·B·diag(d)·A: random A and B, frozen and shared by all layers; b and d trained (arXiv 2310.11454)."""
+"""VeRA, W + diag(b)·B·diag(d)·A; random A and B are frozen and shared by all layers (arXiv 2310.11454)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -13,8 +13,7 @@ from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
-from peft.errors import CheckpointError, ConfigError
-from peft.methods.seeded import kaiming_uniform
+from peft.methods.seeded import SeededBases, check_same_bases, kaiming_uniform, largest
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
@@ -41,10 +40,11 @@ class VeraConfig(LayersConfig):
         check_range(self, "vera_dropout", 0, 1)
 
 
-class Vera(Additive):
+class Vera(SeededBases, Additive):
     """y + b∘(B(d∘(A x)))."""
 
     prefix = "vera_lambda_"
+    bases = ("vera_A", "vera_B")
 
     vera_dropout = Mod(trainable=False)
     vera_lambda_b, vera_lambda_d = Param(), Param()  # (out,), (r,)
@@ -53,24 +53,9 @@ class Vera(Additive):
 
     @classmethod
     def share(cls, c, layers, where):
-        generator = torch.Generator().manual_seed(c.projection_prng_key)
-        out, inp = (max(layer.shape[i] for layer in layers.values()) for i in (0, 1))
+        generator, (out, inp) = torch.Generator().manual_seed(c.projection_prng_key), largest(layers)
         A, B = kaiming_uniform((c.r, inp), generator), kaiming_uniform((out, c.r), generator)
         return {"vera_A": A.to(where["device"]), "vera_B": B.to(where["device"])}
-
-    @classmethod
-    def unsaved(cls, c):
-        return () if c.save_projection else ("vera_A", "vera_B")
-
-    @classmethod
-    def from_file(cls, c, tensors, adapters):
-        held = [k for k in tensors if k.endswith(("vera_A", "vera_B"))]
-        if c.save_projection and len(held) < 2:
-            raise CheckpointError(
-                "The config says save_projection=True, but the file holds no vera_A and vera_B. If they were left out "
-                "on purpose, set save_projection=False in its adapter_config.json: they follow from the seed."
-            )
-        return tensors if c.save_projection else {k: v for k, v in tensors.items() if k not in held}
 
     def build(self, c, where):
         self.r = c.r
@@ -120,9 +105,7 @@ class VeraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        for field_name in ("projection_prng_key", "save_projection"):
-            if len(values := {getattr(c, field_name) for c in self.peft_config.values()}) > 1:
-                raise ConfigError(f"All VeRA adapters of a model need the same {field_name}, got {sorted(values)}.")
+        check_same_bases([*self.peft_config.values()])
 
 
 register("VERA", VeraConfig, tuner=VeraModel, prefix="vera_lambda_")

@@ -11,7 +11,10 @@ class Bank:
     def __init__(self, layer, adapters, factors, dtype):
         rank = max(f.A.shape[0] for f in factors)
         scaling = layer.__dict__.get("scaling", {})
-        self.sources = Sources([p for a in adapters for p in a.places()], [(scaling, a.name) for a in adapters])
+        W = layer.get_base_layer()._parameters  # factors may follow from it
+        places = [(W, key, t, W, key, t) for key, t in W.items() if t is not None]
+        places += [p for a in adapters for p in a.places()]
+        self.sources = Sources(places, [(scaling, a.name) for a in adapters])
         self.A = torch.stack([_padded(f.A.to(dtype), rank, 0) for f in factors]).transpose(1, 2)
         self.B = torch.stack([_padded((f.B * f.s).to(dtype), rank, 1) for f in factors]).transpose(1, 2).contiguous()
         bias = [torch.zeros_like(f.B[:, 0]) if f.bias is None else f.bias * f.s for f in factors]

@@ -36,6 +36,11 @@ def exact():
         _exact = before
 
 
+def is_exact():
+    """Whether this is inside `exact()`."""
+    return _exact
+
+
 @dataclass(slots=True)
 class LowRank:
     """One adapter as a pair of factors.
@@ -147,18 +152,21 @@ def _between_vectors(base, x, f):
     """Plain operations in place: A and B are not trained, so x need not be kept.
 
     To multiply B's rows by `outer` keeps nothing of the output's size for the gradient, but costs a product of rank r
-    there; on the CPU that is cheaper than passes over the output while r is small.
+    there; on the CPU that is cheaper than passes over the output only while r is small.
     """
-    x2, A, B, scale, s = x.reshape(-1, x.shape[-1]), f.A.to(x.dtype), f.B.to(x.dtype), f.outer.to(x.dtype), f.s
+    x2, s = x.reshape(-1, x.shape[-1]), f.s
     y = F.linear(x2, base.weight, base.bias)
     if f.dropout:
         mask, survivors = keep_mask(x2.shape, f.dropout, x.device)
         x2, s = x2 * mask, s * survivors
-    h = F.linear(x2, A) * (f.inner * s).to(x.dtype)
-    if len(h) < len(A) or (x.is_cpu and len(A) > WIDE):
-        y.add_(F.linear(h, B) * scale)
+    if x.itemsize < 4 and f.A.dtype is torch.float32 and len(x2) <= FEW:
+        x2 = x2.float()  # costs less than casting A and B
+    A, B = f.A.to(x2.dtype), f.B.to(x2.dtype)
+    h = F.linear(x2, A) * (f.inner * s).to(x2.dtype)
+    if h.dtype is not y.dtype or len(h) < len(A) or (x.is_cpu and len(A) > WIDE):
+        y.add_(F.linear(h, B) * f.outer.to(h.dtype))
     else:
-        y.addmm_(h, (B * scale[:, None]).t())
+        y.addmm_(h, (B * f.outer.to(h.dtype)[:, None]).t())
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

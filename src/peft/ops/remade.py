@@ -2,7 +2,7 @@
 
 Only x and the adapter's own tensors are kept for the backward pass, which makes W + dW anew: kept for all layers, it
 would be a second copy of the model. Two products remain where one would do harm: with dropout, which dW alone sees,
-and in half precision, where W + dW would round small updates away.
+and in half precision, where W + dW would round small updates away (unless the adapter says that it `rounds`).
 """
 
 import torch
@@ -15,7 +15,7 @@ from peft.ops.dropout import keep_mask
 def output(layer, adapter, x):
     """The adapted layer's output for x (..., in), or None where the adapter's own `output` must, or had better, act."""
     p, base = adapter.remakes(), layer._modules["base_layer"]
-    if p is None or not lowrank.transparent(base, x) or (lowrank._exact and x.dtype.itemsize < 4):
+    if p is None or not lowrank.transparent(base, x) or (lowrank.is_exact() and x.dtype.itemsize < 4):
         return None
     W, bias = base.weight, adapter.merged_bias(base.bias, base.weight)
     if p or torch.is_grad_enabled():  # with dropout always: a checkpointed forward must draw the same mask
@@ -27,7 +27,7 @@ def output(layer, adapter, x):
 
 
 def _forward(x, W, bias, adapter, mask, scale):
-    if mask is None and x.dtype.itemsize >= 4:
+    if mask is None and (adapter.rounds or x.dtype.itemsize >= 4):
         return F.linear(x, adapter.merged_weight(W), bias)
     update = adapter.delta(_wide(W)).to(x.dtype)
     return F.linear(x, W, bias).addmm_(x if mask is None else x * mask, update.t(), alpha=scale)
@@ -59,7 +59,8 @@ class Remade(torch.autograd.Function):
         trained = [p for p, needed in zip(params, ctx.needs_input_grad[6:]) if needed]
         x2, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         with torch.set_grad_enabled(bool(trained)):
-            new = ctx.adapter.merged_weight(_wide(W)) if mask is None else ctx.adapter.delta(_wide(W))
+            W0 = W if ctx.adapter.rounds else _wide(W)
+            new = ctx.adapter.merged_weight(W0) if mask is None else ctx.adapter.delta(W0)
         dx, found = None, {}
         if needs_x:
             dx = g @ (new if again else new.detach()).to(g.dtype)

@@ -19,7 +19,7 @@ class ALora(Lora):
     """y + s·B(A x) on the tokens from the invocation on, y before it and where there is none."""
 
     kinds = ("linear",)
-    converts = False
+    title, converts = "aLoRA", False
     delta, merged_weight = Adapter.delta, Adapter.merged_weight  # depends on the position: cannot be merged
 
     def low_rank(self):

@@ -9,6 +9,7 @@ import torch
 from peft.errors import AdapterError, PeftWarning
 from peft.methods import combining
 from peft.methods.lora import factors, merge_utils
+from peft.methods.lora.config import VARIANTS
 
 PRUNING = {
     "ties": merge_utils.ties,
@@ -117,6 +118,10 @@ def _check_layer(parts, how):
             raise AdapterError(
                 f"add_weighted_adapter does not support targeting nn.Parameter (problematic adapter {a.name!r})."
             )
+        if not a.converts:
+            raise AdapterError(
+                f"Adapter {a.name!r} is an {a.title}: what it does is no product of factors, so there is nothing to sum."
+            )
         if a.lora_magnitude_vector is not None:
             raise AdapterError(
                 f"Adapter {a.name!r} is a DoRA: its update depends on the base weight and is no product of factors, so "
@@ -213,6 +218,7 @@ def _config(tuner, adapters, how, made, sources):
         use_rslora=False,
         peft_version=None,  # this one's: an older version would scale some layers by two
         init_lora_weights=True,
+        **{name: False if name == "use_qalora" else None for name in VARIANTS},
         lora_bias=any(c.lora_bias for c in configs),
         target_modules=combining.union([c.target_modules for c in configs])
         if same

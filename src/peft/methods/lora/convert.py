@@ -78,7 +78,8 @@ def _check_config(config):
         raise TypeError(f"{config.peft_type} adapts no layer's weight, so it cannot be converted to LoRA.")
     if (bias := getattr(config, "bias", "none")) != "none":
         raise ValueError(f"The adapter's config sets bias={bias}, this is not supported right now.")
-    if isinstance(config, LoraConfig) and not config.use_dora and isinstance(config.init_lora_weights, bool):
+    plain = isinstance(config, LoraConfig) and not config.use_dora and config.variant is None
+    if plain and isinstance(config.init_lora_weights, bool):
         warnings.warn(
             "This adapter is plain LoRA already; converting it only makes sense to lower its rank.",
             PeftWarning,

@@ -45,6 +45,7 @@ class Lora(Additive):
     lora_start_A, lora_start_B = Derived(), Derived()  # (r, in), (out, r): the subtracted start of pissa and olora
     r, lora_alpha, scaling, use_rslora, use_dora, lora_bias = Val(), Val(), Val(), Val(), Val(), Val()
 
+    title = "LoRA"
     converts = True  # its update is a product of factors whatever the input, so that there is a LoRA like it
     norms = (None, (), None)  # (what it was computed from, the factors' values then, row norms of W + s·BA)
     base_norms = (None, None)
