@@ -58,6 +58,7 @@ class Vera(SeededBases, Additive):
         return {"vera_A": A.to(where["device"]), "vera_B": B.to(where["device"])}
 
     def build(self, c, where):
+        self.correct_layout(c)
         self.r = c.r
         if c.vera_dropout:
             self.vera_dropout = nn.Dropout(c.vera_dropout)

@@ -13,7 +13,7 @@ from peft.ops import lowrank
 
 def put(W, indices, values):
     """W with values added at the entries, summed in float32 or better; a new tensor in W's dtype."""
-    where = tuple(indices)
+    where = indices.long().unbind()  # converted once, for all that indexing does in both passes
     old = W[where]
     return W.index_put(where, (old.to(torch.promote_types(old.dtype, values.dtype)) + values).to(W.dtype))
 
@@ -44,14 +44,15 @@ def checked(tensors, ending, shapes):
         indices = tensors[key] = tensors[key].to(torch.int32)  # written as float32 on Windows
         if shape is None or indices.ndim != 2 or len(indices) != 2 or values not in tensors:
             continue  # whoever compares the file with the model says so
-        flat = indices[0].long() * shape[1] + indices[1]
-        flat, order = flat.sort()
-        inside = all(0 <= int(i.min()) and int(i.max()) < n for i, n in zip(indices, shape)) if len(flat) else True
+        flat, bounds = indices[0].long() * shape[1] + indices[1], torch.tensor(shape)[:, None]
+        inside, order = bool(((indices >= 0) & (indices < bounds)).all()), None
+        if not (flat[1:] > flat[:-1]).all():
+            flat, order = flat.sort()
         if not inside or (flat[1:] == flat[:-1]).any():
             raise CheckpointError(
                 f"{key!r} names entries outside of the weight of shape {tuple(shape)}, or names one twice. It is "
                 "damaged, or was made for another model; nothing was loaded."
             )
-        if tensors[values].shape == order.shape and (order[1:] < order[:-1]).any():
+        if order is not None and tensors[values].shape == order.shape:
             tensors[key], tensors[values] = indices[:, order], tensors[values][order]
     return tensors

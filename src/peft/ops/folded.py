@@ -66,6 +66,9 @@ def output(layer, active, x):
 
 def _fold(layer, active, folded):
     global _held
+    if not all(a.folds for a in active):
+        folded.calls = -1_000_000
+        return False
     W = layer.base_weight()
     if _held + W.nbytes > SHARE * (available_memory() + _held):
         folded.calls = -1_000  # ask again much later
