@@ -15,7 +15,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads that wait for each other cost a hundredfold
 
 HERE = Path(__file__).parent
-sys.path[:0] = [p for p in (str(HERE), str(HERE / "fixtures")) if p not in sys.path]
+sys.path[:0] = [p for p in map(str, (HERE, HERE / "fixtures", HERE / "laws")) if p not in sys.path]
 
 
 def _announce_source_tree() -> None:

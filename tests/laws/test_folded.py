@@ -71,9 +71,9 @@ def base_write(model, what, how):
                 setattr(base, what, nn.Parameter(p + 0.1, False))
 
 
-def larger(tensors):
-    """The tensors, numbers a tenth larger, indices as they are."""
-    return {k: v * 1.1 if v.is_floating_point() else v for k, v in tensors.items()}
+def other_values(tensors):
+    """The tensors with other numbers (not in proportion: a reflection has no length), indices as they are."""
+    return {k: v * 1.1 + 0.1 * models.noise(v.shape, 9) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 CHANGES = {
@@ -94,9 +94,9 @@ CHANGES = {
     "merge": lambda m, e: m.merge_adapter(),
     "merge_other": lambda m, e: m.merge_adapter(["second"]),
     "delete": lambda m, e: m.delete_adapter("default"),
-    "load_state_dict": lambda m, e: m.load_state_dict(larger(m.state_dict())),
+    "load_state_dict": lambda m, e: m.load_state_dict(other_values(m.state_dict())),
     "set_state": lambda m, e: peft.set_peft_model_state_dict(
-        m, larger(peft.get_peft_model_state_dict(m))
+        m, other_values(peft.get_peft_model_state_dict(m))
     ),
     "double": lambda m, e: m.to(torch.float64),
     "hook": lambda m, e: m.base_model.layers[next(iter(m.base_model.layers))].get_base_layer().register_forward_hook(

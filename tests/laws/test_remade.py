@@ -15,9 +15,12 @@ from peft.registry import method
 
 
 def remakes(example):
-    """Whether the example's layers are linear and its method makes W' anew."""
+    """Whether the example's layers are linear and make W' anew: a method may do so for some settings only."""
     adapter_cls = method(example.method).tuner.layer_cls.adapter_cls if example.base != "parameters" else Adapter
-    return adapter_cls.remakes is not Adapter.remakes and example.base in ("mlp", "sequence", "no_bias")
+    if adapter_cls.remakes is Adapter.remakes or example.base not in ("mlp", "sequence", "no_bias"):
+        return False
+    adapters = [layer.adapters["default"] for layer in wrapped(example).train().base_model.layers.values()]
+    return all(a.low_rank() is None and a.remakes() is not None for a in adapters)
 
 
 SUCH = [e for e in EXAMPLES if remakes(e)]

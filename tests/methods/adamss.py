@@ -1,4 +1,4 @@
-"""AdaMSS: W and its bias, clustered by rows, each cluster with an update B·A·V; training schedules: `test_adamss.py`."""
+"""AdaMSS: W and its bias, clustered by rows, each cluster with an update B·A·V; schedules are in `test_adamss.py`."""
 
 import torch
 from case import Case

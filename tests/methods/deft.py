@@ -25,14 +25,15 @@ def formula(config, tensors, weights, state):
 
 def example(name, base, target, **config):
     """An example of rank 4 that starts near the base, or does not."""
-    starts = config.get("init_weights", True) and not config.get("para")
+    starts = 2e-6 if config.get("init_weights", True) else None
+    starts = 0.02 if config.get("para") else starts  # P is small, and only its square takes effect
     about = {"dropout": "deft_dropout"} if "deft_dropout" in config else {}
     return Example(
         name,
         base,
         {"r": 4, "target_modules": target, **config},
         "DEFT",
-        identity=2e-6 if starts else None,
+        identity=starts,
         oracle=formula,
         **about,
     )

@@ -35,5 +35,7 @@ CLASS = {"config_class": "PveraConfig"}
 CASES = [
     Case("pvera", "llama", {"r": 8, **QV}, second={"r": 8, "d_initial": 0.2, **QV}, **CLASS),
     Case("pvera_seed", "llama", {"r": 8, "save_projection": False, "projection_prng_key": 7, **QV}, **CLASS),
-    Case("pvera_gpt2", "gpt2", {"r": 8, "target_modules": ["c_attn"], "fan_in_fan_out": True, "d_initial": 0.3}, **CLASS),
+    Case(
+        "pvera_gpt2", "gpt2", {"r": 8, "target_modules": ["c_attn"], "fan_in_fan_out": True, "d_initial": 0.3}, **CLASS
+    ),
 ]

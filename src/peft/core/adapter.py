@@ -189,7 +189,6 @@ class Adapter:
     folds = True  # False: its output differs from call to call, so that no weight does the same
     rounds = False  # True: in half precision, W + delta may be rounded, so that one product is enough
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
-    by_weight = False  # True: all that `output` does is to put `acting_weight(W)` in W's place
     fields: dict[str, Field] = {}
     trained_fields: list[tuple[str, str]] = []  # (name, name of the dict inside the container)
     shared_fields: list[str] = []
@@ -201,8 +200,6 @@ class Adapter:
         cls.shared_fields = [k for k, f in cls.fields.items() if f.shared]
         cls.trained_shared = [k for k, f in cls.fields.items() if f.trainable and f.shared]
         cls.changes_input = cls.input is not Adapter.input
-        if "output" in vars(cls) and "by_weight" not in vars(cls):
-            cls.by_weight = False
 
     def __init__(self, layer, name, key=""):
         self.layer, self.name, self.key = layer, name, key
@@ -283,8 +280,15 @@ class Adapter:
     def remakes(self):
         """None; or, where delta(W) is cheap to make and not random, the dropout probability on the input of it alone.
 
-        Linear layers then make W' = merged_weight(W) twice, once for each pass, and keep none: see ops/remade.py.
+        Linear layers then make W' = remade_weight(W) twice, once for each pass, and keep none: see ops/remade.py.
         """
+        return None
+
+    def remade_weight(self, W):
+        return self.merged_weight(W)
+
+    def aside(self):
+        """A `LowRank` that acts beside a remade weight, which leaves it out."""
         return None
 
     def module(self):
@@ -368,8 +372,6 @@ class Adapter:
 class Additive(Adapter):
     """W' = W + delta_weight(). Forward and merge come for free; override `output` for a cheaper path."""
 
-    by_weight = True
-
     def delta_weight(self):
         """(out, in, *kernel), what this adapter adds to W."""
         raise NotImplementedError
@@ -377,9 +379,6 @@ class Additive(Adapter):
     def acting_delta(self):
         """The delta of this forward: override it for dropout on the weight, which a merge must not have."""
         return self.delta_weight()
-
-    def acting_weight(self, W):
-        return W + self.acting_delta().to(W.dtype)
 
     def output(self, x, y):
         return y + self.layer.op(x, self.acting_delta().to(y.dtype))
@@ -395,10 +394,6 @@ class Reweight(Adapter):
     """W' = merged_weight(W), any function of W. Forward comes for free; override `output` for a cheaper path."""
 
     parallel = False
-    by_weight = True
-
-    def acting_weight(self, W):
-        return self.merged_weight(W)
 
     def output(self, x, y):
         return self._reweighted(x, y, self.base_weight())
@@ -407,4 +402,4 @@ class Reweight(Adapter):
         return self._reweighted(x, y, self.layer.weight_before(self))
 
     def _reweighted(self, x, y, W):
-        return y + self.layer.op(x, (self.acting_weight(W) - W).to(y.dtype))
+        return y + self.layer.op(x, (self.merged_weight(W) - W).to(y.dtype))

@@ -7,7 +7,8 @@ from peft.layers.linear import Conv1D, Linear
 from peft.layers.weight import MHA, Weight
 from peft.layers.whole import Whole
 
-KINDS = [MHA, Embedding, Conv, RotaryAttention, FusedAttention, Conv1D, Linear]  # first match wins; Linear also owns every quantized linear
+# The first match wins; Linear also owns every quantized linear.
+KINDS = [MHA, Embedding, Conv, RotaryAttention, FusedAttention, Conv1D, Linear]
 
 
 def find(base, param=None, wanted=()):

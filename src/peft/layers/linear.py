@@ -7,8 +7,6 @@ from torch import nn
 from peft.layers.kind import Kind, bare
 from peft.ops import banks, folded, lowrank, remade
 
-EXACT = (torch.float32, torch.float64)  # in half precision, W + delta would round small updates away
-
 
 class Linear(Kind):
     """Anything with in_features and out_features."""
@@ -43,8 +41,6 @@ class Linear(Kind):
             f = a.low_rank()
             if f is not None:
                 return lowrank.linear(base, x, f)
-            if a.by_weight and not a.changes_input and x.dtype in EXACT and lowrank.transparent(base, x):
-                return F.linear(x, a.acting_weight(base.weight), base.bias)  # one large product instead of two
             if (y := remade.output(layer, a, x)) is not None:
                 return y
             return super().call(layer, active, x)

@@ -159,9 +159,12 @@ class Adamss(Additive):
     def low_rank(self):
         """Two factors of three: the middle one goes to the side that leaves the smaller rank."""
         A, B, V = self.factors()
-        A, B = (A @ V, B) if len(A) <= len(V) else (V, B @ A)
         inp = self.layer.shape[1]
-        return LowRank(A[:, :inp], B, 1.0, bias=B @ A[:, inp] if A.shape[1] > inp else None)
+        V, ones = V[:, :inp], V[:, inp] if V.shape[1] > inp else None  # apart at once: V needs no gradient
+        if len(A) > len(V):
+            B = B @ A
+            return LowRank(V, B, 1.0, bias=None if ones is None else B @ ones)
+        return LowRank(A @ V, B, 1.0, bias=None if ones is None else B @ (A @ ones))
 
     def output(self, x, y):
         return lowrank.add(self.base, y, x, self.low_rank())

@@ -1,4 +1,4 @@
-"""Adaption prompt (LLaMA-Adapter): attention also reads learned tokens, added by a gate that is 0 (arXiv 2303.16199)."""
+"""Adaption prompt (LLaMA-Adapter): attention + gate · attention to learned tokens (arXiv 2303.16199)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -135,7 +135,7 @@ class BOFT(Rotation):
 
 
 def butterfly(x, factors, back=False):
-    """Row vectors x times B_{m-1}···B_0 (back: times the inverse). Block j of factor i takes its halves b/2·2ⁱ apart."""
+    """Row vectors x times B_{m-1}···B_0 (back: times the inverse). A block's halves lie b/2·2ⁱ apart in factor i."""
     m, _, b, _ = factors.shape
     for i in range(m) if back else reversed(range(m)):
         halves = x.unflatten(-1, (-1, 2, 1 << i, b // 2)) if i else x

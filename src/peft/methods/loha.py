@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-
 from peft.core.adapter import Param
 from peft.core.defaults import LORA_TARGETS
 from peft.core.tuner import Tuner
@@ -30,7 +28,6 @@ class LoHa(Lycoris):
     through them, and (A₁B₁)∘(A₂B₂) is never formed."""
 
     prefix = "hada_"
-    by_weight = True  # what `output` adds is for convolutions
 
     hada_w1_a, hada_w1_b = Param(), Param()  # (out, r), (r, in · kernel); with t: (r, out), (r, in)
     hada_w2_a, hada_w2_b = Param(), Param()
@@ -82,28 +79,12 @@ class LoHa(Lycoris):
         h = self.layer.op(x, A.view(-1, *shape[1:]).to(x.dtype))
         return y + OPS[len(shape)](h, (B * self.scaling).view(*B.shape, *[1] * len(shape[2:])).to(h.dtype))
 
+    def remakes(self):
+        return None if self.drops else 0.0
+
     def delta_weight(self):
-        return Hadamard.apply(*self.pairs()).view(self.layer.shape) * self.scaling
-
-
-class Hadamard(torch.autograd.Function):
-    """(A₁B₁)∘(A₂B₂), keeping only the factors for the backward: both products are the size of the base weight."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a1, b1, a2, b2):
-        return (a1 @ b1).mul_(a2 @ b2)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, g):
-        a1, b1, a2, b2 = ctx.saved_tensors
-        g1, g2 = g * (a2 @ b2), g * (a1 @ b1)
-        return g1 @ b1.t(), a1.t() @ g1, g2 @ b2.t(), a2.t() @ g2
+        a1, b1, a2, b2 = self.pairs()
+        return ((a1 * self.scaling @ b1) * (a2 @ b2)).view(self.layer.shape)
 
 
 class LoHaLayer(LycorisLayer):

@@ -61,12 +61,16 @@ class Lycoris(Additive):
         self.scaling = float(self.alpha / self.r)
         self.rank_dropout, self.module_dropout = c.rank_dropout, c.module_dropout
 
+    @property
+    def drops(self):
+        return self.training and bool(self.rank_dropout or self.module_dropout)
+
     def kept(self, like):
         """What this forward multiplies each row of the update with, (out,), or None: nothing is dropped.
 
         A factor of zeros, not a skipped computation: nothing waits for the device, and every parameter has a gradient.
         """
-        if not self.training or not (self.rank_dropout or self.module_dropout):
+        if not self.drops:
             return None
         keep = torch.ones(self.layer.shape[0], device=like.device, dtype=like.dtype)
         if self.rank_dropout:

@@ -71,6 +71,7 @@ class Shira(Additive):
                 f"ShiraConfig.r={c.r} asks for {count} entries of {self.key}, which has {out * inp}. Lower r, or take "
                 "the layer out of target_modules."
             )
+        self.bags = entries.Bags()
         self.shira_weight = nn.Parameter(torch.empty(count, **where))
         self.shira_indices = torch.empty(2, count, **{**where, "dtype": torch.int32})
 
@@ -89,8 +90,7 @@ class Shira(Additive):
 
     @classmethod
     def from_file(cls, c, tensors, adapters):
-        shapes = {a.key: a.layer.shape for a in adapters}
-        return entries.checked(tensors, (".shira_indices", ".shira_weight"), shapes)
+        return entries.checked(tensors, ".shira_indices", {a.key: a.layer.shape for a in adapters})
 
     @property
     def values(self):
@@ -100,14 +100,13 @@ class Shira(Additive):
         return 0.0
 
     def output(self, x, y):
-        return (y + entries.output(x, self.layer.shape, self.shira_indices, self.values)).to(y.dtype)
+        return (y + entries.output(x, self.layer.shape, self.shira_indices, self.values, self.bags)).to(y.dtype)
 
     def beside(self, x, y, y0):
         return self.output(x, y)
 
     def delta_weight(self):
-        values = self.values
-        return values.new_zeros(self.layer.shape).index_put(tuple(self.shira_indices), values)
+        return entries.dense(self.layer.shape, self.shira_indices, self.values)
 
     def merged_weight(self, W):
         return entries.put(W, self.shira_indices, self.values)

@@ -85,32 +85,36 @@ def linear(base, x, f):
     return add(base, base(x), x, f)
 
 
-def add(base, y, x, f, acts=None):
-    """y + low-rank part of x, in plain operations. `base` is asked for its bias only where f has a row scale.
+def add(base, y, x, f):
+    """y + low-rank part of x, in plain operations. `base` is asked for its bias only where f has a row scale."""
+    more = update(x, f)
+    if f.row_scale is None:
+        return (y + more).to(y.dtype)
+    bias = 0 if base.bias is None else base.bias
+    return ((y - bias + more) * f.row_scale + bias).to(y.dtype)
 
-    acts (..., 1) or (..., r) multiplies what A returns, for factors that act on some tokens only; (..., 1) with a bias.
+
+def update(x, f, acts=None):
+    """The low-rank part of x without f's row scale.
+
+    acts (..., 1) or (..., r) multiplies what A returns, for factors that act on some tokens only; with a bias (..., 1).
     """
     storage_only = f.A.dtype.itemsize == 1  # float8: nothing computes in it
     dtype = f.A.dtype if (_exact and not storage_only) or not x.is_floating_point() else x.dtype
     h = F.dropout(x, f.dropout) if f.dropout else x
     if not torch.is_autocast_enabled(x.device.type):
         h = h.to(dtype)
-    if f.inner is None:
-        h = F.linear(h, f.A.to(h.dtype))
-        if acts is None:
-            update = F.linear(h, f.B.to(h.dtype)) * f.s
-        else:
-            update = F.linear(h * (acts * f.s).to(h.dtype), f.B.to(h.dtype))
+    h = F.linear(h, f.A.to(h.dtype))
+    if f.inner is not None:
+        h = F.linear(h * (f.inner * f.s).to(h.dtype), f.B.to(h.dtype)) * f.outer.to(h.dtype)
+    elif acts is not None:
+        h = F.linear(h * (acts * f.s).to(h.dtype), f.B.to(h.dtype))
     else:
-        h = F.linear(h, f.A.to(h.dtype)) * (f.inner * f.s).to(h.dtype)
-        update = F.linear(h, f.B.to(h.dtype)) * f.outer.to(h.dtype)
-    if f.bias is not None:
-        bias = f.bias.to(update.dtype) * f.s
-        update = update + (bias if acts is None else bias * acts.to(bias.dtype))
-    if f.row_scale is None:
-        return (y + update).to(y.dtype)
-    bias = 0 if base.bias is None else base.bias
-    return ((y - bias + update) * f.row_scale + bias).to(y.dtype)
+        h = F.linear(h, f.B.to(h.dtype)) * f.s
+    if f.bias is None:
+        return h
+    bias = f.bias.to(h.dtype) * f.s
+    return h + (bias if acts is None else bias * acts.to(bias.dtype))
 
 
 def fusable(base, x, f):

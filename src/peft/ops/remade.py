@@ -17,18 +17,22 @@ def output(layer, adapter, x):
     p, base = adapter.remakes(), layer._modules["base_layer"]
     if p is None or not lowrank.transparent(base, x) or (lowrank.is_exact() and x.dtype.itemsize < 4):
         return None
-    W, bias = base.weight, adapter.merged_bias(base.bias, base.weight)
-    if p or torch.is_grad_enabled():  # with dropout always: a checkpointed forward must draw the same mask
-        mask, scale = keep_mask(x.shape, p, x.device) if p else (None, 1.0)
-        return Remade.apply(x, W, bias, adapter, mask, scale, *adapter.parameters(frozen=True))
-    if x.numel() <= lowrank.FEW * x.shape[-1]:  # so few rows cost less than adding dW to W does
+    learns = p or torch.is_grad_enabled()  # with dropout always: a checkpointed forward must draw the same mask
+    if not learns and x.numel() <= lowrank.FEW * x.shape[-1]:  # so few rows cost less than adding dW to W does
         return None
-    return _forward(x.reshape(-1, x.shape[-1]), W, bias, adapter, None, 1.0).view(*x.shape[:-1], -1)
+    W, bias = base.weight, adapter.merged_bias(base.bias, base.weight)
+    if learns:
+        mask, scale = keep_mask(x.shape, p, x.device) if p else (None, 1.0)
+        y = Remade.apply(x, W, bias, adapter, mask, scale, *adapter.parameters(frozen=True))
+    else:
+        y = _forward(x.reshape(-1, x.shape[-1]), W, bias, adapter, None, 1.0).view(*x.shape[:-1], -1)
+    aside = adapter.aside()
+    return y if aside is None else lowrank.add(base, y, x, aside)
 
 
 def _forward(x, W, bias, adapter, mask, scale):
     if mask is None and (adapter.rounds or x.dtype.itemsize >= 4):
-        return F.linear(x, adapter.merged_weight(W), bias)
+        return F.linear(x, adapter.remade_weight(W), bias)
     update = adapter.delta(_wide(W)).to(x.dtype)
     return F.linear(x, W, bias).addmm_(x if mask is None else x * mask, update.t(), alpha=scale)
 
@@ -60,7 +64,7 @@ class Remade(torch.autograd.Function):
         x2, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
         with torch.set_grad_enabled(bool(trained)):
             W0 = W if ctx.adapter.rounds else _wide(W)
-            new = ctx.adapter.merged_weight(W0) if mask is None else ctx.adapter.delta(W0)
+            new = ctx.adapter.remade_weight(W0) if mask is None else ctx.adapter.delta(W0)
         dx, found = None, {}
         if needs_x:
             dx = g @ (new if again else new.detach()).to(g.dtype)

@@ -26,10 +26,20 @@ class ALora(Lora):
         return None
 
     def output(self, x, y):
-        return lowrank.add(self.base, y, x, super().low_rank(), acts=self._acts(x))
+        f, where = super().low_rank(), self._where(x)
+        if where is None:
+            return lowrank.add(self.base, y, x, f)
+        if where.dtype is torch.bool:
+            return y + lowrank.update(x, f, where.unsqueeze(-1)).to(y.dtype)
+        tokens = x.reshape(-1, x.shape[-1])[where]
+        more = lowrank.update(tokens, f).to(y.dtype)
+        return y.reshape(-1, y.shape[-1]).index_add(0, where, more).view(y.shape)
 
-    def _acts(self, x):
-        """(..., 1): 1 for tokens that the adapter acts on, else 0."""
+    def _where(self, x):
+        """The numbers of the tokens of x that the adapter acts on, counted over the whole batch, or None for all.
+
+        While compiling: whether it does, for each token.
+        """
         call = self.layer.state.call()
         invocations = call and call.arguments.get("invocations")
         if invocations is None:
@@ -37,13 +47,13 @@ class ALora(Lora):
                 f"aLoRA {self.name!r} cannot tell where in the prompt it begins: {self.key} was not called through its "
                 "PeftModel. Call that, not the base model or a layer of it."
             )
-        acts = invocations.acts(self, x.shape[:-1], call.part, x.device)
-        if acts is None:
+        where = invocations.where(self, x.shape[:-1], call.part, x.device)
+        if where is False:
             raise AdapterError(
                 f"aLoRA acts on some tokens of a sequence, but {self.key} got an input of shape {tuple(x.shape)} for "
                 f"{invocations.size} sequences of {invocations.length} tokens. Take it out of target_modules."
             )
-        return acts.to(x.dtype).unsqueeze(-1)
+        return where
 
 
 class Invocations:
@@ -62,17 +72,17 @@ class Invocations:
         self.refused = [n for n in ("num_beams", "prefill_chunk_size") if (_given(kwargs, n) or 1) > 1]
         self.kept = {}
 
-    def acts(self, adapter, shape, part, device):
-        """Whether the adapter acts on each token of a layer's input of that shape; None for no such shape.
+    def where(self, adapter, shape, part, device):
+        """As `ALora._where`, for a layer's input of that shape; False: it does not hold the sequences of the call.
 
         part: (row indices, rows of the whole input) where the input is only part of the batch.
         """
         key = (adapter.name, shape, part and part[1], device)
         if key not in self.kept:
-            self.kept[key] = self._acts(adapter, shape, part, device)
+            self.kept[key] = self._where(adapter, shape, part, device)
         return self.kept[key]
 
-    def _acts(self, adapter, shape, part, device):
+    def _where(self, adapter, shape, part, device):
         if self.refused:
             raise AdapterError(
                 f"Generating with {self.refused[0]} is not supported for aLoRA ({adapter.name!r}): use one beam, and "
@@ -82,14 +92,17 @@ class Invocations:
         shape = (self.size, self.length) if flat else shape
         rows = shape[0] if part is None else part[1]
         if len(shape) != 2 or not self.size or rows % self.size:
-            return None
+            return False
         start = self._starts(adapter, device).repeat_interleave(rows // self.size)
         start = start if part is None else start[part[0]]
         # A shorter input is the end of the sequence, the rest being cached; a longer one goes on after it.
-        first = 0 if shape[1] >= self.length else self.length - shape[1]
-        first = self.length if first and self.assisted else first  # candidates for the tokens after it
-        acts = torch.arange(first, first + shape[1], device=device) >= start[:, None]
-        return acts.flatten() if flat else acts
+        skipped = 0 if shape[1] >= self.length else self.length - shape[1]
+        skipped = self.length if skipped and self.assisted else skipped  # candidates for the tokens after it
+        acts = torch.arange(skipped, skipped + shape[1], device=device) >= start[:, None]
+        acts = acts.flatten() if flat else acts
+        if torch.compiler.is_compiling():  # no shape may depend on the ids
+            return acts
+        return None if acts.all() else acts.flatten().nonzero().flatten()
 
     def _starts(self, adapter, device):
         """(size,): the position in each sequence where the adapter begins, or NEVER."""
