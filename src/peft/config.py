@@ -111,7 +111,12 @@ class PeftConfigMixin(hub.Pushable):
         if path is None:
             where = f"{pretrained_model_name_or_path}" + (f"/{subfolder}" if subfolder else "")
             raise ValueError(f"Can't find '{CONFIG_NAME}' at '{where}'")
-        return cls.from_peft_type(**{**extra, **read_json(path)})
+        config = cls.from_peft_type(**{**extra, **read_json(path)})
+        config.found_at(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
+        return config
+
+    def found_at(self, model_id, **options):
+        """Called with the folder or repository that the config was read from; for configs that need its other files."""
 
     @classmethod
     def _get_peft_type(cls, model_id, **hub_options):

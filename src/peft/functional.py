@@ -34,9 +34,9 @@ def inject_adapter_in_model(
     if peft_config.peft_type not in registry.PEFT_TYPE_TO_TUNER_MAPPING:
         raise ValueError(f"{peft_config.peft_type} adapters cannot be injected; use get_peft_model.")
     tuner_cls = registry.method(peft_config.peft_type).tuner
-    if tuner_cls.layer_cls.adapter_cls.shared_fields:
+    if not tuner_cls.injectable or tuner_cls.layer_cls.adapter_cls.shared_fields:
         raise ValueError(
-            f"{peft_config.peft_type} adapters share tensors between layers, which need a PeftModel to hold them; use "
+            f"{peft_config.peft_type} adapters have more than what is in the layers, which a PeftModel must hold; use "
             "get_peft_model."
         )
     tuner = tuner_cls(

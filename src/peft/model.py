@@ -177,9 +177,9 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         arguments = self.base_model.call_arguments(args, kwargs)
         if adapter_names is None and not arguments:
             self.base_model.state.forget_replay()
-            return self.get_base_model().generate(*args, **kwargs)
+            return self.base_model.generate(*args, **kwargs)
         with self._choosing(adapter_names, arguments, args, kwargs):
-            return self.get_base_model().generate(*args, **kwargs)
+            return self.base_model.generate(*args, **kwargs)
 
     def _choosing(self, adapter_names, arguments, args, kwargs):
         """A context in which this thread's forwards use `adapter_names` and the method's own call arguments.

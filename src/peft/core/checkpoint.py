@@ -6,7 +6,7 @@ from collections import namedtuple
 import torch
 from torch import nn
 
-from peft.core import match, shared
+from peft.core import match
 from peft.core.adapter import Slot, module_slots
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper
@@ -53,9 +53,8 @@ def adapter_slots(model, adapter_name):
             slots.append(slot)
     if (tuner := tuner_of(model)) is not None:
         above = prefix.removesuffix("model.")
-        for slot in shared.slots(tuner, adapter_name):
-            slot.file_key = above + tuner.layer_cls.adapter_cls.file_key(slot.key, adapter_name)
-            slot.key = above + slot.key
+        for slot in tuner.own_slots(adapter_name):
+            slot.file_key, slot.key = above + slot.file_key, above + slot.key
             slots.append(slot)
     for path, wrapper in extras.items():
         if adapter_name not in wrapper.adapter_names:

@@ -22,15 +22,18 @@ def make(tuner, name, config, layers, autocast):
 
 
 def slots(tuner, name):
-    """The slots of what a file holds of an adapter beside its layers; keys are relative to the tuner."""
+    """The slots of what a file holds of an adapter's shared tensors; keys and file keys are relative to the tuner."""
     adapter_cls = tuner.layer_cls.adapter_cls
     left_out = adapter_cls.unsaved(tuner.peft_config[name])
-    return [
+    found = [
         slot
         for field in adapter_cls.shared_fields
         if adapter_cls.fields[field].saved and field not in left_out and field in tuner._modules
         for slot in entry_slots(tuner._modules[field], field, name)
     ]
+    for slot in found:
+        slot.file_key = adapter_cls.file_key(slot.key, name)
+    return found
 
 
 def drop(tuner, name):

@@ -23,6 +23,7 @@ class Tuner(nn.Module):
     layer_cls: type[AdapterLayer]
     target_module_mapping: dict = {}  # model_type -> default targets
     unsafe_targets: tuple[str, ...] = ()  # last names that state-space models cannot have adapted
+    injectable = True  # False: the adapted model does nothing, or something else, without its tuner
     condenses = True  # a long list of explicit targets becomes a short one of name endings
 
     def __init__(
@@ -78,6 +79,10 @@ class Tuner(nn.Module):
     def call_arguments(self, args, kwargs):
         """What adapters need of a call, as a dict; taken out of kwargs where the base model does not know it."""
         return {}
+
+    def own_slots(self, adapter_name):
+        """The slots of what a file holds of an adapter beside its layers; keys and file keys are relative to this."""
+        return shared.slots(self, adapter_name)
 
     # -- injection -----------------------------------------------------------------------------------------------
     def inject_adapter(
