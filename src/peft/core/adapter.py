@@ -291,6 +291,13 @@ class Adapter:
         """A `LowRank` that acts beside a remade weight, which leaves it out."""
         return None
 
+    def instead(self, x):
+        """None; or the adapted layer's whole output, where that costs less than adding to the base layer's.
+
+        Asked of an adapter that acts alone on a linear layer whose call is nothing but its matrix product.
+        """
+        return None
+
     def module(self):
         raise NotImplementedError
 

@@ -41,6 +41,8 @@ class Linear(Kind):
             f = a.low_rank()
             if f is not None:
                 return lowrank.linear(base, x, f)
+            if lowrank.transparent(base, x) and (y := a.instead(x)) is not None:
+                return y
             if (y := remade.output(layer, a, x)) is not None:
                 return y
             return super().call(layer, active, x)

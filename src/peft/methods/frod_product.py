@@ -1,0 +1,94 @@
+"""FRoD's product x V (S + diag d)ᵀ Uᵀ, where S is sparse and S and d are trained.
+
+Why one autograd.Function: torch's gradient of a sparse product is dense, as large as S would be without its zeros. Here
+it is computed where S has entries only, and of the activations just one is kept, V's.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+with warnings.catch_warnings():  # torch says once a process that these tensors are new
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 1], [0], [1.0])
+
+
+class Places:
+    """Where S has entries, sorted for products with S and with Sᵀ. indices (2, entries): row and column, any order."""
+
+    def __init__(self, indices, size):
+        row, column = indices
+        self.size = size
+        self.flat = row * size + column
+        self.by_row, self.by_column = self.flat.argsort(), (column * size + row).argsort()
+        self.forward = torch.stack([row[self.by_row], column[self.by_row]])
+        self.backward = torch.stack([column[self.by_column], row[self.by_column]])
+        self.ends = F.pad(torch.bincount(row, minlength=size).cumsum(0), (1, 0))
+
+    def to(self, device):
+        """These places on another device."""
+        if self.flat.device == device:
+            return self
+        moved = Places.__new__(Places)
+        moved.__dict__.update({k: v.to(device) if k != "size" else v for k, v in self.__dict__.items()})
+        return moved
+
+    def dense(self, d, values):
+        """S + diag d."""
+        S = torch.zeros(self.size**2, dtype=values.dtype, device=values.device).index_copy(0, self.flat, values)
+        return S.view(self.size, self.size) + torch.diag_embed(d)
+
+    def times(self, h, d, values, transposed=False):
+        """(S + diag d) h, or (Sᵀ + diag d) h; h (size, n)."""
+        wide = h if h.dtype.itemsize >= 4 else h.float()  # sparse products know no half precision everywhere
+        product = wide * d[:, None].to(wide.dtype)
+        if len(values):
+            order, places = (self.by_column, self.backward) if transposed else (self.by_row, self.forward)
+            shape = (self.size, self.size)
+            S = torch.sparse_coo_tensor(places, values[order].to(wide.dtype), shape, is_coalesced=True)
+            product = torch.addmm(product, S, wide)
+        return product.to(h.dtype)
+
+    def entries(self, a, b):
+        """The entries of a bᵀ at the places of S; a and b (size, n)."""
+        found = torch.empty(len(self.flat), dtype=a.dtype, device=a.device)
+        if len(found):
+            S = torch.sparse_csr_tensor(self.ends, self.forward[1], torch.zeros_like(found), (self.size, self.size))
+            found[self.by_row] = torch.sparse.sampled_addmm(S, a, b.t(), beta=0).values()
+        return found
+
+
+def product(x, V, U, d, values, places):
+    """x V (S + diag d)ᵀ Uᵀ for x (..., in): (..., out)."""
+    fused = x.device.type in ("cpu", "cuda") and not torch.is_autocast_enabled(x.device.type)
+    if fused and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
+        return Product.apply(x, V.to(x.dtype), U.to(x.dtype), d, values, places)
+    return F.linear(F.linear(x @ V.to(x.dtype), places.dense(d, values).to(x.dtype)), U.to(x.dtype))
+
+
+class Product(torch.autograd.Function):
+    """See `product`. U and V get no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, V, U, d, values, places):
+        h = V.t() @ x.reshape(-1, x.shape[-1]).t()
+        ctx.save_for_backward(h, V, U, d, values)
+        ctx.shape, ctx.places = x.shape, places
+        return F.linear(places.times(h, d, values).t(), U).view(*x.shape[:-1], len(U))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        h, V, U, d, values = ctx.saved_tensors
+        q = U.t() @ g.reshape(-1, g.shape[-1]).t()
+        wide = [t if t.dtype.itemsize >= 4 else t.float() for t in (q, h)]
+        dx = dd = dvalues = None
+        if ctx.needs_input_grad[0]:
+            dx = F.linear(ctx.places.times(q, d, values, transposed=True).t(), V).view(ctx.shape)
+        if ctx.needs_input_grad[3]:
+            dd = torch.linalg.vecdot(*wide).to(d.dtype)
+        if ctx.needs_input_grad[4]:
+            dvalues = ctx.places.entries(*wide).to(values.dtype)
+        return dx, None, None, dd, dvalues, None
