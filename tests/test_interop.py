@@ -70,7 +70,10 @@ def test_saves_again_what_it_loaded(name, tmp_path):
         wanted, found = cases.tensors(UPSTREAM / name / sub), cases.tensors(tmp_path / sub)
         assert layout(found) == layout(wanted)
         for key, value in wanted.items():
-            assert torch.equal(found[key], value), key
+            if case.exact or not value.is_floating_point():
+                assert torch.equal(found[key], value), key
+            else:
+                torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-6, msg=key)
         assert read_config(tmp_path / sub) == read_config(UPSTREAM / name / sub)
     expected = load_file(UPSTREAM / name / "expected.safetensors")
     again = cases.outputs(cases.load(peft, case, tmp_path), case)

@@ -37,14 +37,14 @@ def base_model(name="llama"):
     return model
 
 
-def config(names=("math", "code"), **changes):
+def config(names=("code", "math"), **changes):
     """A mixture of the fixtures' experts, under other names."""
     adapters = {name: str(HOME / "experts" / str(i % 2)) for i, name in enumerate(names)}
     return peft.XLoraConfig(**{"task_type": "CAUSAL_LM", "hidden_size": 16, "adapters": adapters, **changes})
 
 
 @quiet
-def wrapped(names=("math", "code"), base="llama", seed=7, **changes):
+def wrapped(names=("code", "math"), base="llama", seed=7, **changes):
     """A model with a mixture whose classifier has moved from its start, in eval mode."""
     torch.manual_seed(0)
     model = peft.get_peft_model(base_model(base), config(names, **changes))
@@ -131,8 +131,8 @@ def test_upstream_loads_our_file_with_equal_outputs(case, tmp_path):
 @torch.no_grad()
 def test_computes_what_the_paper_says(options, value):
     """Each expert's update, weighed by the classifier's word on the hidden states of the first pass."""
-    model = wrapped(("math", "code", "third"), scaling_pass_value=value, global_scaling_weight=0.8, **options)
-    classifier, experts = model.base_model.internal_xlora_classifier, ("math", "code", "third")
+    model = wrapped(("code", "math", "third"), scaling_pass_value=value, global_scaling_weight=0.8, **options)
+    classifier, experts = model.base_model.internal_xlora_classifier, ("code", "math", "third")
     keys, hooks, weights = list(model.base_model.layers), {}, {}
     for name in experts:
         for k, v in peft.get_peft_model_state_dict(model, adapter_name=name).items():
@@ -174,7 +174,7 @@ def test_top_experts_of_each_token():
     assert gap(found, torch.tensor([[[[0.0, 0.7310586, 0.2689414]]]])) < 1e-6
 
 
-@pytest.mark.parametrize("names", [("0", "1"), ("math", "code"), ("1", "0")], ids=str)
+@pytest.mark.parametrize("names", [("0", "1"), ("code", "math"), ("9", "10")], ids=str)
 def test_names_do_not_matter(names):
     """Upstream calls the experts 0, 1, ... and leaves those silent that the config calls otherwise."""
     model = wrapped(names)
@@ -184,14 +184,16 @@ def test_names_do_not_matter(names):
     assert any(f"lora_A.{names[0]}." in n for n, _ in model.named_parameters())
 
 
-def test_order_of_experts_is_that_of_the_config():
-    swapped = config()
-    swapped.adapters = dict(reversed(swapped.adapters.items()))
-    model, other = wrapped(), peft.get_peft_model(base_model(), swapped).eval()
-    other.base_model.internal_xlora_classifier.load_state_dict(
-        {k: v.flip(0) for k, v in model.base_model.internal_xlora_classifier.state_dict().items()}
-    )
-    assert gap(logits(other), logits(model)) < 1e-5
+def test_experts_are_in_the_order_of_their_names(tmp_path):
+    """Files sort the config's dict, so its order cannot count; ten comes after nine."""
+    names = [str(i) for i in range(11)]
+    backwards = config(names)
+    backwards.adapters = dict(reversed(backwards.adapters.items()))
+    assert backwards.experts == names and config(("b", "a", "2")).experts == ["2", "a", "b"]
+    model, other = wrapped(names, xlora_depth=2, xlora_size=4), peft.get_peft_model(base_model(), config(names))
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base_model(), tmp_path)
+    assert gap(logits(loaded), logits(model)) < 2e-6 and list(other.peft_config) == ["default", *names]
 
 
 @pytest.mark.parametrize("base", ["llama", "llama_bf16"])
@@ -305,7 +307,7 @@ def test_files_hold_all_of_it_and_need_nothing_else(base, tmp_path):
         for n, p in model.named_parameters():
             if "lora_B" in n:
                 p.add_(0.1)
-    model.xlora_config.adapters = {n: "/nowhere" for n in model.xlora_config.adapters}  # where they came from is gone
+    model.xlora_config.adapters = dict.fromkeys(model.xlora_config.adapters, "/nowhere")  # where they came from is gone
     before = logits(model)
     model.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["code", "math"]
@@ -328,7 +330,7 @@ def test_upstreams_own_folder_is_refused_but_not_its_experts(tmp_path):
     folder = tmp_path / "saved"
     model = wrapped()
     model.save_pretrained(folder)
-    for name in ("math", "code"):
+    for name in ("code", "math"):
         save_file(
             {"base_model.lora_model.model.lm_head.weight": torch.ones(2)}, folder / name / "adapter_model.safetensors"
         )
@@ -450,7 +452,7 @@ def test_what_cannot_be_asked_for_is_refused():
         (lambda: model.delete_adapter("other"), ValueError, "does not exist"),
         (lambda: model.add_adapter("other", config(("x", "y"))), ValueError, "one X-LoRA adapter"),
         (lambda: model.add_adapter("other", peft.LoraConfig(target_modules=["q_proj"])), ValueError, "cannot take one"),
-        (lambda: logits(model, adapter_names=["math", "code"]), ValueError, "weighs its experts itself"),
+        (lambda: logits(model, adapter_names=["code", "math"]), ValueError, "weighs its experts itself"),
         (lambda: logits(model, use_cache=True), ValueError, "use_cache=False"),
         (lambda: model.get_base_model()(input_ids=IDS), ValueError, "not called through its PeftModel"),
         (lambda: peft.inject_adapter_in_model(config(), base_model()), ValueError, "use get_peft_model"),
@@ -458,7 +460,7 @@ def test_what_cannot_be_asked_for_is_refused():
         with pytest.raises(error, match=says):
             ask()
         assert torch.equal(logits(model), before)
-    assert list(model.peft_config) == ["default", "math", "code"] and not model.supports_lora_conversion()
+    assert list(model.peft_config) == ["default", "code", "math"] and not model.supports_lora_conversion()
 
 
 def test_delete_takes_everything_and_makes_room():
@@ -494,7 +496,7 @@ def test_what_does_not_fit_leaves_no_trace(tmp_path):
         (base_model(), {"adapters": {"a": good, "b": str(tmp_path / "ia3")}}, "mixes LORA adapters"),
         (base_model(), {"adapters": {"a": good, "b": "/nowhere"}}, "nowhere"),
         (base_model(), {"adapters": saved_head(tmp_path)}, "modules_to_save cannot be an expert"),
-        (base_model(), {"top_k_lora": 5}, "top_k_lora=5 is more than the 2 experts"),
+        (base_model(), {"top_k_lora": 5}, "top_k_lora=5 is more than the 2 experts."),
     ]:
         keys = list(base.state_dict())
         with pytest.raises(ValueError, match=says):

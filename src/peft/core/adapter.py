@@ -186,6 +186,7 @@ class Adapter:
     renames: dict[str, str] = {}  # checkpoint spelling of a key ending, where it differs from the model's
     parallel = True  # several adapters on one layer: each acts on the pristine W (else on what the last one made)
     changes_input = False
+    remakes_from = 0  # rows of x from which on `remakes` pays; fewer go through `output`
     folds = True  # False: its output differs from call to call, so that no weight does the same
     rounds = False  # True: in half precision, W + delta may be rounded, so that one product is enough
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too

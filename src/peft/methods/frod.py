@@ -17,8 +17,10 @@ from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import CheckpointError, ConfigError
-from peft.methods.frod_product import Places, product
+from peft.methods.frod_product import Places, product, stamp
 from peft.registry import register
+
+EXACT = 1e-5  # how far, of the largest weight, W may be from what U and V make of it
 
 
 @dataclass
@@ -117,7 +119,9 @@ class Frod(Additive):
         for role in sorted(roles):
             of[role] = [layer for _, layer in sorted(roles[role].items())]
             if len(sizes := {layer.shape[1] for layer in of[role]}) > 1:
-                raise ConfigError(f"FRoD shares one V among all {role!r}, but their inputs have {sorted(sizes)} numbers.")
+                raise ConfigError(
+                    f"FRoD shares one V among all {role!r}, but their inputs have {sorted(sizes)} numbers."
+                )
             n, dtype = sizes.pop(), of[role][0].placement(autocast=False)["dtype"]
             V[role] = torch.empty(n, n, dtype=dtype, device="meta")  # costly: made when nothing else gives it
             indices[role] = places_of(n, c.sparse_rate, generator).to(where["device"])
@@ -134,8 +138,8 @@ class Frod(Additive):
         held = {k for k in tensors if k.rpartition(".")[0].endswith(("frod_V", "frod_s_indices", "frod_s_size"))}
         if c.save_projection and not held:
             raise CheckpointError(
-                "The config says save_projection=True, but the file holds no frod_V. If it was left out on purpose, set "
-                "save_projection=False in its adapter_config.json: V follows from the base model."
+                "The config says save_projection=True, but the file holds no frod_V. If it was left out on purpose, "
+                "set save_projection=False in its adapter_config.json: V follows from the base model."
             )
         V = {k.rpartition(".")[2]: tensors[k] for k in held if ".frod_V." in f".{k}"}
         indices = {k.rpartition(".")[2]: tensors[k] for k in held if ".frod_s_indices." in f".{k}"}
@@ -175,8 +179,9 @@ class Frod(Additive):
             weights = [layer.base_weight().float().cpu() for layer in self.frod_layers[self.role]]
             self.frod_V[self.role] = basis(weights, c.regularization_alpha).to(W.device, old.dtype)
         if indices is not None and indices.shape == self.frod_s_indices[self.role].shape:
+            if indices.is_floating_point() or ((indices < 0) | (indices >= len(old))).any():
+                raise CheckpointError(f"frod_s_indices.{self.role} names places outside of S, {tuple(old.shape)}.")
             self.frod_s_indices[self.role] = indices.to(W.device)
-            self.frod_places.pop(self.role, None)
         V = self.frod_V[self.role]
         for other in self.layer.adapters.values():  # the same V gives the same U
             if other is not self and other.frod_U is not None and torch.equal(other.frod_V[self.role], V):
@@ -191,10 +196,65 @@ class Frod(Additive):
         U = torch.where(start > 1e-12, U / start, 0.0)
         self.frod_U, self.frod_start = U.to(V.dtype).contiguous(), start.to(self.frod_lambda_l.dtype)
 
-    def places(self):
+    def entries(self):
         """Where S has entries."""
+        indices = self.frod_s_indices[self.role]
         known = self.frod_places.get(self.role)
-        if known is None:
-            indices, n = self.frod_s_indices[self.role], self.layer.shape[1]
-            known = self.frod_places[self.role] = Places(indices, n)
-        return known.to(self.frod_s_indices[self.role].device)
+        if known is None or not (torch.compiler.is_compiling() or known.made_of(indices)):
+            known = self.frod_places[self.role] = Places(indices, self.layer.shape[1])
+        return known
+
+    def rebuilds_base(self):
+        """Whether U diag(first ℓ) Vᵀ still is the base weight; asked anew where one of them has changed."""
+        made_of = (self.layer.backend.get(self.base, self.kind.param), self.frod_V[self.role], self.frod_U)
+        now = tuple(map(stamp, made_of))
+        if self.sound[0] != now:
+            with torch.no_grad():
+                W = self.base_weight()
+                off = (self.frod_U * self.frod_start.to(W)) @ self.frod_V[self.role].T - W
+                self.sound = now, bool(off.abs().max() <= EXACT * W.abs().max())
+        return self.sound[1]
+
+    def instead(self, x):
+        """In half precision the base and an update are nearer to the truth than U and V, rounded."""
+        drop = self.frod_dropout
+        if x.dtype.itemsize < 4 or (drop is not None and drop.training) or not self.rebuilds_base():
+            return None
+        return self._times(x, self.frod_lambda_l, self.base.bias)
+
+    def _times(self, x, diagonal, bias=None):
+        """U (S + diag) Vᵀ x + bias."""
+        V = self.frod_V[self.role]
+        return product(x, V, self.frod_U, diagonal, self.frod_lambda_s_values, bias, self.entries())
+
+    def output(self, x, y):
+        update = self._times(through(self.frod_dropout, x), self.frod_lambda_l - self.frod_start)
+        return y + update.to(y.dtype)
+
+    def delta_weight(self):
+        like = self.frod_lambda_l
+        moved = self.frod_lambda_l - self.frod_start
+        after_V = self.entries().times(self.frod_V[self.role].T.to(like), moved, self.frod_lambda_s_values)
+        return self.frod_U.to(like) @ after_V
+
+
+class FrodLayer(AdapterLayer):
+    """A base layer with FRoD adapters."""
+
+    adapter_cls = Frod
+
+
+class FrodModel(Tuner):
+    """A model with FRoD adapters."""
+
+    layer_cls = FrodLayer
+    target_module_mapping = FROD_TARGETS
+
+    def check_new_config(self, adapter_name, config):
+        super().check_new_config(adapter_name, config)
+        for name in ("projection_prng_key", "save_projection", "runtime_offload_base_weight"):
+            if len(values := {getattr(c, name) for c in self.peft_config.values()}) > 1:
+                raise ConfigError(f"All FRoD adapters of a model need the same {name}, got {sorted(values)}.")
+
+
+register("FROD", FrodConfig, tuner=FrodModel, prefix="frod_")

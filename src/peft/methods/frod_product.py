@@ -12,7 +12,12 @@ from torch.autograd.function import once_differentiable
 
 with warnings.catch_warnings():  # torch says once a process that these tensors are new
     warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor([0, 1], [0], [1.0])
+    torch.sparse_csr_tensor([0, 1], [0], [1.0], check_invariants=False)
+
+
+def stamp(t):
+    """Changes when a tensor's values do."""
+    return (t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version)
 
 
 class Places:
@@ -20,24 +25,19 @@ class Places:
 
     def __init__(self, indices, size):
         row, column = indices
-        self.size = size
+        self.size, self.source = size, stamp(indices)
         self.flat = row * size + column
         self.by_row, self.by_column = self.flat.argsort(), (column * size + row).argsort()
         self.forward = torch.stack([row[self.by_row], column[self.by_row]])
         self.backward = torch.stack([column[self.by_column], row[self.by_column]])
         self.ends = F.pad(torch.bincount(row, minlength=size).cumsum(0), (1, 0))
 
-    def to(self, device):
-        """These places on another device."""
-        if self.flat.device == device:
-            return self
-        moved = Places.__new__(Places)
-        moved.__dict__.update({k: v.to(device) if k != "size" else v for k, v in self.__dict__.items()})
-        return moved
+    def made_of(self, indices):
+        return self.source == stamp(indices)
 
     def dense(self, d, values):
         """S + diag d."""
-        S = torch.zeros(self.size**2, dtype=values.dtype, device=values.device).index_copy(0, self.flat, values)
+        S = torch.zeros(self.size**2, dtype=values.dtype, device=values.device).index_add(0, self.flat, values)
         return S.view(self.size, self.size) + torch.diag_embed(d)
 
     def times(self, h, d, values, transposed=False):
@@ -47,7 +47,9 @@ class Places:
         if len(values):
             order, places = (self.by_column, self.backward) if transposed else (self.by_row, self.forward)
             shape = (self.size, self.size)
-            S = torch.sparse_coo_tensor(places, values[order].to(wide.dtype), shape, is_coalesced=True)
+            S = torch.sparse_coo_tensor(
+                places, values[order].to(wide.dtype), shape, is_coalesced=True, check_invariants=False
+            )
             product = torch.addmm(product, S, wide)
         return product.to(h.dtype)
 
@@ -55,40 +57,41 @@ class Places:
         """The entries of a bᵀ at the places of S; a and b (size, n)."""
         found = torch.empty(len(self.flat), dtype=a.dtype, device=a.device)
         if len(found):
-            S = torch.sparse_csr_tensor(self.ends, self.forward[1], torch.zeros_like(found), (self.size, self.size))
+            S = torch.sparse_csr_tensor(
+                self.ends, self.forward[1], torch.zeros_like(found), (self.size, self.size), check_invariants=False
+            )
             found[self.by_row] = torch.sparse.sampled_addmm(S, a, b.t(), beta=0).values()
         return found
 
 
-def product(x, V, U, d, values, places):
-    """x V (S + diag d)ᵀ Uᵀ for x (..., in): (..., out)."""
+def product(x, V, U, d, values, bias, places):
+    """x V (S + diag d)ᵀ Uᵀ + bias for x (..., in): (..., out)."""
+    V, U = V.to(x.dtype), U.to(x.dtype)
     fused = x.device.type in ("cpu", "cuda") and not torch.is_autocast_enabled(x.device.type)
     if fused and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
-        return Product.apply(x, V.to(x.dtype), U.to(x.dtype), d, values, places)
-    return F.linear(F.linear(x @ V.to(x.dtype), places.dense(d, values).to(x.dtype)), U.to(x.dtype))
+        return Product.apply(x, V, U, d, values, bias, places)
+    return F.linear(F.linear(x @ V, places.dense(d, values).to(x.dtype)), U, bias)
 
 
 class Product(torch.autograd.Function):
     """See `product`. U and V get no gradient."""
 
     @staticmethod
-    def forward(ctx, x, V, U, d, values, places):
+    def forward(ctx, x, V, U, d, values, bias, places):
         h = V.t() @ x.reshape(-1, x.shape[-1]).t()
         ctx.save_for_backward(h, V, U, d, values)
         ctx.shape, ctx.places = x.shape, places
-        return F.linear(places.times(h, d, values).t(), U).view(*x.shape[:-1], len(U))
+        return F.linear(places.times(h, d, values).t(), U, bias).view(*x.shape[:-1], len(U))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
         h, V, U, d, values = ctx.saved_tensors
-        q = U.t() @ g.reshape(-1, g.shape[-1]).t()
+        g = g.reshape(-1, g.shape[-1])
+        needs_x, _, _, needs_d, needs_values, needs_bias, _ = ctx.needs_input_grad
+        q = U.t() @ g.t()
         wide = [t if t.dtype.itemsize >= 4 else t.float() for t in (q, h)]
-        dx = dd = dvalues = None
-        if ctx.needs_input_grad[0]:
-            dx = F.linear(ctx.places.times(q, d, values, transposed=True).t(), V).view(ctx.shape)
-        if ctx.needs_input_grad[3]:
-            dd = torch.linalg.vecdot(*wide).to(d.dtype)
-        if ctx.needs_input_grad[4]:
-            dvalues = ctx.places.entries(*wide).to(values.dtype)
-        return dx, None, None, dd, dvalues, None
+        dx = F.linear(ctx.places.times(q, d, values, transposed=True).t(), V).view(ctx.shape) if needs_x else None
+        dd = torch.linalg.vecdot(*wide).to(d.dtype) if needs_d else None
+        dvalues = ctx.places.entries(*wide).to(values.dtype) if needs_values else None
+        return dx, None, None, dd, dvalues, g.sum(0) if needs_bias else None, None

@@ -126,9 +126,10 @@ class Glora(Adapter):
         if b is None:
             return None
         shift = None if D.how == "none" else b * D.X + self.glora_E.X
-        if (C := self.glora_C(W.dtype)) is not None:
-            shift = (W @ C).flatten() if shift is None else shift + (W @ C).flatten()
-        return shift
+        if (C := self.glora_C(W.dtype)) is None:
+            return shift
+        read = (W @ C.clone()).flatten()  # a copy: the last bit depends on alignment, and loaded tensors lie anywhere
+        return read if shift is None else shift + read
 
     def merged_bias(self, b, W):
         shift = self.bias_shift(W)

@@ -57,7 +57,7 @@ class HRA(Rotation):
         self.hra_u = nn.Parameter(torch.empty(self.width, c.r, **where))
 
     def reset(self, c):
-        """Equal neighbours cancel out; orthogonal ones never do (upstream starts from NaN there), nor does an odd one."""
+        """Equal neighbours cancel out; orthogonal ones never do (upstream starts from NaN), nor does an odd one."""
         if c.init_weights and c.r % 2 == 0 and not c.apply_GS:
             half = torch.empty_like(self.hra_u[:, ::2])
             bound = half.shape[1] ** -0.5

@@ -122,11 +122,8 @@ class Supertuning(Additive):
     def remakes(self):
         return 0.0
 
-    def remade_weight(self, W):
-        return entries.put(W, self.supertuning_indices, self.supertuning_values)
-
-    def aside(self):
-        """The LoRA, or None."""
+    def lora(self):
+        """The pair of factors, or None."""
         if not self.supertuning_rank:
             return None
         drop = self.supertuning_lora_dropout
@@ -134,21 +131,32 @@ class Supertuning(Additive):
         scale = self.supertuning_lora_alpha / self.supertuning_rank
         return LowRank(self.supertuning_lora_A.weight, self.supertuning_lora_B.weight, scale, p)
 
+    def aside(self):
+        """The LoRA where it has dropout of its own, or would be rounded away in a weight of half precision."""
+        lora = self.lora()
+        return lora if lora is not None and (lora.dropout or self.base.weight.dtype.itemsize < 4) else None
+
+    def remade_weight(self, W):
+        return self.with_entries(W) if self.aside() is not None else self.merged_weight(W)
+
+    def with_entries(self, W):
+        return entries.put(W, self.supertuning_indices, self.supertuning_values)
+
     def output(self, x, y):
         values = self.supertuning_values
         y = y + entries.output(x, self.layer.shape, self.supertuning_indices, values, self.bags).to(y.dtype)
-        return y if (lora := self.aside()) is None else lowrank.add(self.base, y, x, lora)
+        return y if (lora := self.lora()) is None else lowrank.add(self.base, y, x, lora)
 
     def beside(self, x, y, y0):
         return self.output(x, y)
 
     def delta_weight(self):
         S = entries.dense(self.layer.shape, self.supertuning_indices, self.supertuning_values)
-        return S if (lora := self.aside()) is None else torch.addmm(S, lora.B, lora.A, alpha=lora.s)
+        return S if (lora := self.lora()) is None else torch.addmm(S, lora.B, lora.A, alpha=lora.s)
 
     def merged_weight(self, W):
-        W = self.remade_weight(W)
-        return W if (lora := self.aside()) is None else torch.addmm(W, lora.B.to(W), lora.A.to(W), alpha=lora.s)
+        W = self.with_entries(W)
+        return W if (lora := self.lora()) is None else torch.addmm(W, lora.B.to(W), lora.A.to(W), alpha=lora.s)
 
 
 class SupertuningLayer(AdapterLayer):

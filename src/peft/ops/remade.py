@@ -15,7 +15,9 @@ from peft.ops.dropout import keep_mask
 def output(layer, adapter, x):
     """The adapted layer's output for x (..., in), or None where the adapter's own `output` must, or had better, act."""
     p, base = adapter.remakes(), layer._modules["base_layer"]
-    if p is None or not lowrank.transparent(base, x) or (lowrank.is_exact() and x.dtype.itemsize < 4):
+    if p is None or x.numel() < adapter.remakes_from * x.shape[-1]:
+        return None
+    if not lowrank.transparent(base, x) or (lowrank.is_exact() and x.dtype.itemsize < 4):
         return None
     learns = p or torch.is_grad_enabled()  # with dropout always: a checkpointed forward must draw the same mask
     if not learns and x.numel() <= lowrank.FEW * x.shape[-1]:  # so few rows cost less than adding dW to W does

@@ -5,8 +5,6 @@ import itertools
 import torch
 from torch import nn
 
-from peft.errors import ConfigError
-
 
 class XLoraClassifier(nn.Module):
     """Hidden states (batch, tokens, hidden_size) -> scalings (batch, tokens, layers, experts)."""
@@ -33,8 +31,6 @@ class XLoraClassifier(nn.Module):
 def gates(config, scalings):
     """What the experts' updates are multiplied with: the scalings, or only the largest of each token and layer."""
     if config.top_k_lora is not None:
-        if config.top_k_lora > scalings.shape[-1]:
-            raise ConfigError(f"top_k_lora={config.top_k_lora} is more than the {scalings.shape[-1]} experts.")
         best, index = scalings.topk(config.top_k_lora, dim=-1)
         # Over the experts of a token; upstream's goes over all tokens, layers and samples at once.
         best = best.softmax(-1) if config.enable_softmax_topk else best

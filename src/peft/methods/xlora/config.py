@@ -58,6 +58,11 @@ class XLoraConfig(PeftConfig):
                 stacklevel=3,
             )
 
+    @property
+    def experts(self):
+        """Names of the experts in the order of the scalings: by name, as files do not keep the order of a dict."""
+        return sorted(self.adapters, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else name))
+
     def found_at(self, model_id, **options):
         """Experts that were saved beside the config are preferred to where they once came from."""
         self.home = model_id, options

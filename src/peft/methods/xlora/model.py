@@ -43,7 +43,7 @@ class XLoraModel(Tuner):
         before = dict(self.peft_config)
         self.peft_config[adapter_name] = config
         try:
-            for name in config.adapters:
+            for name in config.experts:
                 lora, tensors = config.expert_tensors(name)
                 if lora.peft_type != PeftType.LORA:
                     raise ConfigError(f"Expert {name!r} is a {lora.peft_type} adapter; X-LoRA mixes LORA adapters.")
@@ -59,7 +59,7 @@ class XLoraModel(Tuner):
             self.peft_config.update(before)
             raise
         for i, layer in enumerate(self.layers.values()):
-            layer.mixture = Mixture(layer, adapter_name, next(iter(layer.adapters.values())).key, i, [*config.adapters])
+            layer.mixture = Mixture(layer, adapter_name, next(iter(layer.adapters.values())).key, i, config.experts)
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         where = {"device": like.device, "dtype": like.dtype}
         self.internal_xlora_classifier = XLoraClassifier(config, len(self.layers), len(config.adapters), **where)
@@ -83,6 +83,8 @@ class XLoraModel(Tuner):
             raise ConfigError(f"XLoraConfig.hidden_size is {config.hidden_size}, but the model's is {width}.")
         if not config.adapters:
             raise ConfigError("XLoraConfig.adapters names no experts; give {name: folder or hub id of a LoRA adapter}.")
+        if (config.top_k_lora or 0) > len(config.adapters):
+            raise ConfigError(f"top_k_lora={config.top_k_lora} is more than the {len(config.adapters)} experts.")
         if adapter_name in config.adapters:
             raise ConfigError(f"XLoraConfig.adapters has an expert called {adapter_name!r}, as the mixture itself is.")
 
@@ -134,7 +136,7 @@ class XLoraModel(Tuner):
         if config is None or self.peft_config.get(adapter_name) is not config:
             super().delete_adapter(adapter_name)
             return
-        for name in (*config.adapters, adapter_name):
+        for name in (*config.experts, adapter_name):
             super().delete_adapter(name)
         del self.internal_xlora_classifier
 
