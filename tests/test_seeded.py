@@ -11,7 +11,7 @@ import peft
 from peft.errors import CheckpointError, ConfigError
 
 FILE = "adapter_model.safetensors"
-each = pytest.mark.parametrize("example", [BY_NAME[n] for n in ("vera", "pvera")], ids=str)
+each = pytest.mark.parametrize("example", [BY_NAME[n] for n in ("vera", "pvera", "randlora")], ids=str)
 
 
 def bases(example, tensors):

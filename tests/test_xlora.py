@@ -241,7 +241,7 @@ def test_other_kinds_of_lora_are_experts_too(tmp_path):
     model = wrapped(adapters=paths, enable_softmax=False)
     classifier = model.base_model.internal_xlora_classifier.layers[0]
     torch.nn.init.zeros_(classifier.weight)
-    for i, path in enumerate(paths.values()):
+    for i, path in enumerate(paths[name] for name in model.xlora_config.experts):
         with torch.no_grad():
             classifier.bias.copy_(torch.eye(3)[i])
         alone = peft.PeftModel.from_pretrained(base_model(), path)
@@ -261,7 +261,7 @@ def test_exactly_the_declared_tensors_get_gradients(trainable):
     (out.loss + model.get_latest_scalings().square().mean()).backward()
     found = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert found == {n for n, p in model.named_parameters() if p.requires_grad}
-    assert {n for n in before if "classifier" in n or (trainable and "lora_" in n)} == found
+    assert {n for n in before if "classifier" in n or (trainable and ".lora_" in n)} == found
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert {n for n, p in model.named_parameters() if not torch.equal(p, before[n])} == found
 
@@ -271,7 +271,7 @@ def test_switching_what_is_trained():
 
     def trained():
         names = [n for n, p in model.named_parameters() if p.requires_grad]
-        return any("classifier" in n for n in names), any("lora_" in n for n in names)
+        return any("classifier" in n for n in names), any(".lora_" in n for n in names)
 
     assert trained() == (True, False)
     model.set_use_trainable_adapters(True)
@@ -345,10 +345,12 @@ def test_upstreams_own_folder_is_refused_but_not_its_experts(tmp_path):
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copies_are_exact_and_independent(how):
     model = wrapped()
-    model(input_ids=IDS)  # the latest scalings carry a graph
+    if how == "deepcopy":
+        model(input_ids=IDS)  # the latest scalings carry a graph
+        twin = copy.deepcopy(model)
+    else:  # transformers' hooks on a model that has returned hidden states cannot be pickled
+        twin = pickle.loads(pickle.dumps(model))
     before = logits(model)
-    model(input_ids=IDS)
-    twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
     assert torch.equal(logits(twin), before)
     twin.set_global_scaling_weight(3.0)
     assert gap(logits(twin), before) > 1e-2 and torch.equal(logits(model), before)

@@ -36,8 +36,8 @@ EXAMPLES = [
     example("frod", "mlp", T),
     example("frod_sequence", "sequence", T, sparse_rate=0.02),
     example("frod_wide", "mlp", ["lin0", "lin1"], about=WIDE),
-    example("frod_no_bias", "no_bias", ["layer"]),
-    example("frod_transposed", "transposed", ["layer"], fan_in_fan_out=True),
+    example("frod_no_bias", "no_bias", ["layer"], about=WIDE),
+    example("frod_transposed", "transposed", ["layer"], about=WIDE, fan_in_fan_out=True),
     example("frod_random", "mlp", T, identity=None, init_weights=False),
     example("frod_dropout", "mlp", T, frod_dropout=0.2),
 ]
@@ -52,7 +52,9 @@ def case(name, base, second=None, **config):
 QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 CASES = [
     case("frod", "llama", **QV),
-    case("frod_seed", "llama", second={"sparse_rate": 0.2}, save_projection=False, projection_prng_key=5, **QV),
+    case("frod_seed", "llama", second={"frod_dropout": 0.1}, save_projection=False, projection_prng_key=5, **QV),
     case("frod_gpt2", "gpt2", target_modules=["c_attn"], fan_in_fan_out=True),
-    case("frod_bert", "bert_classifier", target_modules=["query", "output.dense"], task_type="SEQ_CLS", bias="all"),
+    case(
+        "frod_bert", "bert_classifier", target_modules=["query", "output.dense"], task_type="SEQ_CLS", bias="frod_only"
+    ),
 ]

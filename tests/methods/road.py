@@ -1,53 +1,59 @@
-"""RoAd: 2-D rotations and scalings of the output."""
+"""RoAd: pairs of outputs, rotated and scaled."""
 
 import torch
 from case import Case
 from example import Example
 
+T = ["lin0"]
+
 
 def formula(config, tensors, weights, state):
-    """R from its definition, entry by entry; R·W and R·b."""
     half = config.group_size // 2
-    for path in [k.removesuffix(".road_theta") for k in tensors if k.endswith(".road_theta")]:
-        theta, alpha = tensors[f"{path}.road_theta"], tensors[f"{path}.road_alpha"]
-        W = state[f"{path}.weight"]
-        R = torch.zeros(len(W), len(W), dtype=torch.float64)
-        for i in range(len(W)):
-            group, place = divmod(i, config.group_size)
-            second = place >= half
-            partner = i - half if second else i + half
-            if config.variant == "road_1":
-                at = (group * half + place % half,) * 2
-            elif config.variant == "road_2":
-                at = (i, i)
-            else:
-                at = (2 * group * config.group_size + place, (2 * group + 1) * config.group_size + place)
-            R[i, i] = alpha[at[0]] * theta[at[0]].cos()
-            R[i, partner] = alpha[at[1]] * theta[at[1]].sin() * (1 if second else -1)
-        state[f"{path}.weight"] = R @ W
+    for key in [k for k in tensors if k.endswith("road_theta")]:
+        path = key.removesuffix(".road_theta")
+        theta, alpha = tensors[key], tensors[f"{path}.road_alpha"]
+        c, s = alpha * theta.cos(), alpha * theta.sin()
+        out = state[f"{path}.weight"].shape[0]
+        R = torch.zeros(out, out, dtype=theta.dtype)
+        for group in range(out // config.group_size):
+            for j in range(half):
+                i, k = group * config.group_size + j, group * config.group_size + j + half
+                if config.variant == "road_1":
+                    n = group * half + j
+                    numbers = c[n], s[n], s[n], c[n]
+                elif config.variant == "road_2":
+                    numbers = c[i], s[i], s[k], c[k]
+                else:
+                    n = 4 * group * half + j
+                    numbers = c[n], s[n + 2 * half], s[n + 3 * half], c[n + half]
+                R[i, i], R[i, k], R[k, i], R[k, k] = numbers[0], -numbers[1], numbers[2], numbers[3]
+        state[f"{path}.weight"] = R @ state[f"{path}.weight"]
         if f"{path}.bias" in state:
             state[f"{path}.bias"] = R @ state[f"{path}.bias"]
 
 
-def example(name, base, **config):
-    """An example with small groups."""
-    identity = None if config.get("init_weights") is False else 0.0
-    target = ["layer"] if base == "no_bias" else ["lin0"]
-    return Example(name, base, {"group_size": 4, "target_modules": target, **config}, "ROAD", oracle=formula,
-                   identity=identity)  # fmt: skip
+def example(name, base, target, *, identity=0.0, **config):
+    config = {"target_modules": target, "group_size": 4, **config}
+    return Example(f"road{name}", base, config, "ROAD", oracle=formula, identity=identity)
 
 
 EXAMPLES = [
-    example("road", "mlp"),
-    example("road_2", "sequence", variant="road_2"),
-    example("road_4", "mlp", variant="road_4", group_size=8),
-    example("road_random", "mlp", init_weights=False),
-    example("road_no_bias", "no_bias"),
+    example("", "mlp", T),
+    example("_sequence", "sequence", T, group_size=8),
+    example("_rows", "mlp", T, variant="road_2"),
+    example("_numbers", "sequence", T, variant="road_4", group_size=8),
+    example("_no_bias", "no_bias", ["layer"], variant="road_2"),
+    example("_random", "mlp", T, init_weights=False, identity=None),
 ]
-QV = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", "group_size": 8}
-CLASS = {"config_class": "RoadConfig"}
+QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+
+
+def case(name, base="llama", second=None, **config):
+    return Case(name, base, {"group_size": 8, **QV, **config}, second=second, config_class="RoadConfig")
+
+
 CASES = [
-    Case("road", "llama_bias", QV, **CLASS),
-    Case("road_2", "llama", {**QV, "variant": "road_2"}, **CLASS),
-    Case("road_4", "llama_bias", {**QV, "variant": "road_4", "group_size": 4}, **CLASS),
+    case("road", second={"group_size": 4, "variant": "road_4", **QV}),
+    case("road_rows", "llama_bias", variant="road_2"),
+    case("road_numbers", variant="road_4", init_weights=False),
 ]

@@ -96,6 +96,7 @@ def base_slots(model):
                 else f"{path}.token_adapter.base_layer"
             )
             for slot in module_slots(module.original_module, f"{prefix}{path}."):
+                slot.file_key = slot.key
                 slots[slot.key] = slot
             continue
         for owner in (module._parameters, module._buffers):

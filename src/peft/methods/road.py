@@ -1,4 +1,4 @@
-"""RoAd: pairs of outputs rotated and scaled by trained angles and lengths (arXiv 2409.00119)."""
+"""RoAd, pairs of outputs rotated by θ and scaled by α: y' = R(Wx + b), R of 2 × 2 blocks (arXiv 2409.00119)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -11,9 +11,13 @@ from peft.core.adapter import Adapter, Param, Val
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
+from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.registry import register
+
+RoadVariant = Literal["road_1", "road_2", "road_4"]
+VALUES = {"road_1": 1, "road_2": 2, "road_4": 4}  # how many of the four numbers in a 2 × 2 block are free
 
 
 @dataclass
@@ -22,100 +26,69 @@ class RoadConfig(ModulesConfig):
 
     METHOD: ClassVar = PeftType.ROAD
 
-    variant: str | Literal["road_1", "road_2", "road_4"] = field(
-        default="road_1",
-        metadata={"help": "numbers for a pair: road_1 one angle and length; road_2 two of each; road_4 four"},
-    )
-    group_size: int = field(default=64, metadata={"help": "output i is paired with i + group_size / 2 of its group"})
+    variant: RoadVariant = field(default="road_1", metadata={"help": "θ and α of a pair, of a row, or of each number"})
+    group_size: int = field(default=64, metadata={"help": "outputs in a group; each is paired half a group on"})
     init_weights: bool = field(default=True, metadata={"help": "start as the base model, else at random"})
 
     def __post_init__(self):
         super().__post_init__()
-        if self.variant not in SIZE:
-            raise ConfigError(f"RoadConfig.variant must be one of {', '.join(SIZE)}, got {self.variant!r}.")
-        if self.group_size <= 0 or self.group_size % 2:
-            raise ConfigError(f"RoadConfig.group_size must be even and positive, got {self.group_size}.")
-
-
-SIZE = {"road_1": 0.5, "road_2": 1, "road_4": 2}  # numbers for each output
+        check_range(self, "group_size", 2)
+        if self.group_size % 2:
+            raise ConfigError(f"RoadConfig.group_size must be even, got {self.group_size}: a group is made of pairs.")
 
 
 class Road(Adapter):
-    """(y1, y2) -> (c1·y1 − s1·y2, c2·y2 + s2·y1), c = α·cos θ and s = α·sin θ, for each pair of outputs."""
+    """Output i of a group and its partner i + group_size/2: (c·y₁ - s·y₂, s·y₁ + c·y₂), c = α cos θ, s = α sin θ."""
 
     prefix = "road_"
     parallel = False
 
-    road_theta, road_alpha = Param(), Param()  # (out / 2,), (out,) or (2 * out,)
+    road_theta, road_alpha = Param(), Param()  # (groups, variant's values, group_size/2), flat
     variant, group_size = Val(), Val()
 
     def build(self, c, where):
         out = self.layer.shape[0]
         if out % c.group_size:
-            raise ConfigError(f"RoadConfig.group_size={c.group_size} does not divide the {out} outputs of {self.key}.")
+            raise ConfigError(
+                f"RoadConfig.group_size={c.group_size} does not divide the {out} outputs of {self.key}. Choose an even "
+                "divisor of all targets' outputs."
+            )
         self.variant, self.group_size = c.variant, c.group_size
-        size = int(out * SIZE[c.variant])
-        self.road_theta, self.road_alpha = (nn.Parameter(torch.empty(size, **where)) for _ in range(2))
+        for name in ("road_theta", "road_alpha"):
+            setattr(self, name, nn.Parameter(torch.empty(out // 2 * VALUES[c.variant], **where)))
 
     def reset(self, c):
         if c.init_weights:
             self.road_theta.zero_()
             self.road_alpha.fill_(1)
         else:
-            self.road_theta.normal_(0, 0.5)
-            self.road_alpha.normal_(1, 0.5)
+            self.road_theta.normal_(std=0.5)
+            self.road_alpha.normal_(mean=1, std=0.5)
 
     def coefficients(self):
-        """(c, s), both (groups, 2 or 1, group_size / 2)."""
-        half = self.group_size // 2
-        if self.variant == "road_4":
-            theta, alpha = (t.view(-1, 2, 2, half) for t in (self.road_theta, self.road_alpha))
-            return alpha[:, 0] * theta[:, 0].cos(), alpha[:, 1] * theta[:, 1].sin()
-        halves = 1 if self.variant == "road_1" else 2
-        theta, alpha = (t.view(-1, halves, half) for t in (self.road_theta, self.road_alpha))
-        return alpha * theta.cos(), alpha * theta.sin()
+        """What each output, and what its partner, is multiplied with: two of (groups, 2, group_size/2)."""
+        half, count = self.group_size // 2, VALUES[self.variant]
+        theta, alpha = (t.view(-1, count, half) for t in (self.road_theta, self.road_alpha))
+        own, other = alpha * theta.cos(), alpha * theta.sin()
+        if count == 4:  # the two cosines come first, then the two sines
+            own, other = own[:, :2], other[:, 2:]
+        sign = torch.tensor([[-1.0], [1.0]], dtype=other.dtype, device=other.device)
+        return own.expand(-1, 2, -1), other * sign
 
-    def turned(self, y):
-        """y (..., out), turned."""
-        c, s = self.coefficients()
-        pairs = self.cast(y, c.dtype).unflatten(-1, (-1, 2, self.group_size // 2))
-        c, s = (t.to(pairs.dtype).expand(-1, 2, -1) for t in (c, s))
-        turn = turned if torch.compiler.is_compiling() or not torch.is_grad_enabled() else Turn.apply
-        return turn(pairs, c, s).flatten(-3)
+    def rotate(self, y):
+        """R y for y (…, out)."""
+        own, other = (t.to(y.dtype) for t in self.coefficients())
+        pairs = y.unflatten(-1, own.shape)
+        return torch.addcmul(pairs * own, pairs.flip(-2), other).view(y.shape)
 
     def output(self, x, y):
-        return self.turned(y).to(y.dtype)
+        return self.rotate(y)
 
     def merged_weight(self, W):
-        return self.turned(W.T).T.to(W.dtype)
+        return self.rotate(W.T).T
 
     def merged_bias(self, b, W):
-        return b if b is None else self.turned(b).to(b.dtype)
-
-
-def turned(y, c, s):
-    """y (..., groups, 2, half) turned by c and s (groups, 2, half)."""
-    out = y * c
-    out[..., 0, :].addcmul_(y[..., 1, :], s[:, 0], value=-1)
-    out[..., 1, :].addcmul_(y[..., 0, :], s[:, 1])
-    return out
-
-
-class Turn(torch.autograd.Function):
-    """`turned`, keeping y alone for the backward pass."""
-
-    @staticmethod
-    def forward(ctx, y, c, s):
-        ctx.save_for_backward(y, c, s)
-        return turned(y, c, s)
-
-    @staticmethod
-    def backward(ctx, g):
-        y, c, s = ctx.saved_tensors
-        back = torch.stack([-s[:, 1], -s[:, 0]], 1)  # the transpose: the two sines change places and signs
-        dims = tuple(range(g.ndim - 3))
-        swapped = (g * y.flip(-2)).sum(dims)
-        return turned(g, c, back), (g * y).sum(dims), torch.stack([-swapped[:, 0], swapped[:, 1]], 1)
+        return None if b is None else self.rotate(b)
 
 
 class RoadLayer(AdapterLayer):

@@ -190,8 +190,9 @@ class XLoraModel(Tuner):
         hidden = getattr(out, "hidden_states", None)
         if hidden is None:
             raise AdapterError(f"{type(self.model).__name__} returns no hidden_states, which X-LoRA needs.")
-        self.log.add(self.internal_xlora_classifier(hidden[-1]))
-        call.arguments["gates"] = gates(config, self.log.latest)
+        scalings = self.internal_xlora_classifier(hidden[-1])
+        self.log.add(scalings)
+        call.arguments["gates"] = gates(config, scalings)
 
     # -- settings ------------------------------------------------------------------------------------------------
     def set_topk_lora(self, value):
