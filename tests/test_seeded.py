@@ -34,7 +34,7 @@ def test_a_file_without_bases_says_so(example, tmp_path):
 def test_bases_missing_without_a_word_are_an_error(example, tmp_path):
     wrapped(example).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / FILE)
-    assert len(bases(example, tensors)) == 2
+    assert len(bases(example, tensors)) >= 2
     save_file({k: v for k, v in tensors.items() if k not in bases(example, tensors)}, tmp_path / FILE)
     with pytest.raises(CheckpointError, match="save_projection=False"):
         peft.PeftModel.from_pretrained(example.make_base(), tmp_path)

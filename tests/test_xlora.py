@@ -246,10 +246,7 @@ def test_other_kinds_of_lora_are_experts_too(tmp_path):
             classifier.bias.copy_(torch.eye(3)[i])
         alone = peft.PeftModel.from_pretrained(base_model(), path)
         assert gap(logits(model), logits(alone)) < 1e-5
-    model.train()
-    torch.manual_seed(1)
-    one, two = logits(model), logits(model)
-    assert gap(one, two) < 1e-5  # only the last expert acts, and it has no dropout
+    assert gap(logits(model.train()), logits(model)) > 1e-2  # the last one, which acts now, has dropout
 
 
 # -- training ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 
+import torch
+
 from peft.card import model_card
 from peft.config import CONFIG_NAME
 from peft.core.checkpoint import get_peft_model_state_dict
@@ -65,7 +67,8 @@ def _whole(key, tensor, adapter_name):
     """A tensor as it can be written. Raises CheckpointError for one that is not really here."""
     if hasattr(tensor, "full_tensor"):  # a DTensor: gather its shards
         tensor = tensor.full_tensor()
-    if tensor.is_meta or tensor.shape == (0,):  # as ZeRO leaves what another process holds; (0, in) is a rank of 0
+    sharded = tensor.shape == (0,) and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if tensor.is_meta or sharded:  # ZeRO leaves such tensors of what another process holds
         raise CheckpointError(
             f"Adapter {adapter_name!r} cannot be saved: {key} holds no values on this process: it is on the meta "
             "device or sharded away. Save after loading, or gather the state_dict first and pass it as state_dict=."

@@ -66,6 +66,7 @@ class Example:
     tolerance: float = 2e-6  # merged against unmerged, relative to the largest output, float32
     frozen: tuple[str, ...] = ()  # fields that are saved but not trained
     compiles: str = ""  # why it does not compile into one graph; "": it does
+    projected: bool = False  # gradients are not those of the formula: the method takes a part of them away
     oracle: Callable | None = None  # writes into `state` what the tensors of a file make of `weights`; None: no formula
     several: bool = True  # two adapters of the method may act at once
     adds_bias: bool = False  # merging gives layers a bias that the base lacks

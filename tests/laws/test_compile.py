@@ -42,7 +42,7 @@ def test_compiles_into_one_graph(example):
     compiled(model)(x).sum().backward()
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == plain.keys()
-    assert all(gap(found[n], plain[n]) < 5e-6 for n in plain)
+    assert all(gap(found[n], plain[n]) < max(5e-6, 3 * example.tolerance) for n in plain)
 
 
 @pytest.mark.parametrize("example", SOME, ids=str)

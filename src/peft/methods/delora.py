@@ -1,4 +1,4 @@
-"""DeLoRA: a sum of r rank-one updates of unit length, times a trained λ and the columns' norms (arXiv 2503.18225)."""
+"""DeLoRA, W + (λ/r)·Σᵢ bᵢaᵢᵀ/(‖bᵢ‖‖aᵢ‖)·diag‖W‖: directions, and apart from them how far to go (arXiv 2503.18225)."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
-SHORTEST = 1e-4  # a row of A or column of B counts as at least this long
+SHORTEST = 1e-4  # a shorter a or b counts as this long: at the start, b is zero
 
 
 @dataclass
@@ -29,35 +29,39 @@ class DeloraConfig(TargetConfig):
 
     METHOD: ClassVar = PeftType.DELORA
 
-    r: int = field(default=8, metadata={"help": "number of rank-one updates"})
-    delora_lambda: int | float = field(default=15, metadata={"help": "initial λ: how far W may be moved"})
-    module_dropout: float = field(default=0.0, metadata={"help": "dropout probability on the input of A"})
+    r: int = field(default=8, metadata={"help": "number of directions"})
+    delora_lambda: int | float = field(default=15, metadata={"help": "initial λ, which bounds the update; trained"})
+    module_dropout: float = field(default=0.0, metadata={"help": "dropout probability on the update's input"})
     bias: Literal["none", "all", "delora_only"] = field(default="none", metadata={"help": "base biases to train"})
     init_weights: bool = field(default=True, metadata={"help": "start as the base model (B = 0), else at random"})
     rank_pattern: dict[str, int] | None = field(
         default_factory=dict, metadata={"help": "other ranks by layer name, name ending or regex"}
     )
     lambda_pattern: dict[str, int | float] | None = field(
-        default_factory=dict, metadata={"help": "other initial λ by layer name, name ending or regex"}
+        default_factory=dict, metadata={"help": "other delora_lambdas by layer name, name ending or regex"}
     )
 
     def __post_init__(self):
         super().__post_init__()
         check_range(self, "r", 1)
+        check_range(self, "delora_lambda")
         check_range(self, "module_dropout", 0, 1)
         for key, r in (self.rank_pattern or {}).items():
             if r < 1:
                 raise ConfigError(f"DeloraConfig.rank_pattern[{key!r}] must be at least 1, got {r}.")
+        for key, bound in (self.lambda_pattern or {}).items():
+            if not math.isfinite(bound):
+                raise ConfigError(f"DeloraConfig.lambda_pattern[{key!r}] must be a finite number, got {bound}.")
 
 
 class Delora(Additive):
-    """y + B·diag(λ / (r·‖aᵢ‖·‖bᵢ‖))·A·(‖wⱼ‖∘x), aᵢ rows of A, bᵢ columns of B, wⱼ columns of W."""
+    """y + B diag(λ / (r‖bᵢ‖‖aᵢ‖)) A (‖w‖∘dropout(x)), with ‖w‖ the lengths of W's columns at the start."""
 
     prefix = "delora_"
 
     delora_dropout = Mod(trainable=False)
     delora_A, delora_B, delora_lambda = Param(), Param(), Param()  # (r, in), (out, r), (1,)
-    delora_w_norm = Buf()  # (in,): the norms of W's columns when the adapter was made
+    delora_w_norm = Buf()  # (in,)
     r = Val()
 
     def build(self, c, where):
@@ -68,28 +72,35 @@ class Delora(Additive):
         self.delora_A = nn.Parameter(torch.empty(r, inp, **where))
         self.delora_B = nn.Parameter(torch.empty(out, r, **where))
         self.delora_lambda = nn.Parameter(torch.empty(1, **where))
-        self.delora_w_norm = torch.empty(inp, device=where["device"], dtype=self.base.weight.dtype)
+        self.delora_w_norm = torch.empty(inp, **where)
 
     def reset(self, c):
-        for t, zero in ((self.delora_A, False), (self.delora_B, c.init_weights)):
-            bound = 1 / math.sqrt(t.shape[1])
-            t.zero_() if zero else t.uniform_(-bound, bound)
+        nn.init.kaiming_uniform_(self.delora_A, a=math.sqrt(5))
+        self.delora_B.zero_() if c.init_weights else nn.init.kaiming_uniform_(self.delora_B, a=math.sqrt(5))
         self.delora_lambda.fill_(match.pattern_value(c.lambda_pattern, self.key, c.delora_lambda))
-        self.delora_w_norm.copy_(self.base_weight().norm(dim=0))
+        self.delora_w_norm.copy_(lengths(self.base_weight(), 0))
+
+    def factors(self):
+        """(A, B) with all that scales them: they are small, the activations are not."""
+        A, B = self.delora_A, self.delora_B
+        scale = self.delora_lambda / (self.r * lengths(A, 1).clamp(min=SHORTEST) * lengths(B, 0).clamp(min=SHORTEST))
+        return A * self.delora_w_norm, B * scale.to(B.dtype)
 
     def low_rank(self):
-        A, B, drop = self.delora_A, self.delora_B, self.delora_dropout
-        lengths = A.norm(dim=1).clamp(min=SHORTEST) * B.norm(dim=0).clamp(min=SHORTEST)
-        scale = self.delora_lambda / self.r / lengths
-        A = A * scale[:, None] * self.delora_w_norm.to(A.dtype)
-        return LowRank(A, B, 1.0, drop.p if drop is not None and drop.training else 0.0)
+        drop = self.delora_dropout
+        return LowRank(*self.factors(), 1.0, drop.p if drop is not None and drop.training else 0.0)
 
     def output(self, x, y):
         return lowrank.add(self.base, y, x, self.low_rank())
 
     def delta_weight(self):
-        f = self.low_rank()
-        return f.B @ f.A
+        A, B = self.factors()
+        return B @ A
+
+
+def lengths(M, dim):
+    """Of the rows (dim=1) or columns (dim=0) of a matrix, in float32 or better."""
+    return torch.linalg.vector_norm(M, dim=dim, dtype=torch.promote_types(M.dtype, torch.float32))
 
 
 class DeloraLayer(AdapterLayer):

@@ -8,7 +8,6 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 with warnings.catch_warnings():  # torch says once a process that these tensors are new
     warnings.simplefilter("ignore")
@@ -84,8 +83,9 @@ class Product(torch.autograd.Function):
         return F.linear(places.times(h, d, values).t(), U, bias).view(*x.shape[:-1], len(U))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, g):
+        if torch.is_grad_enabled():  # x would have to be kept for it
+            raise RuntimeError("FRoD's product has no second derivative; leave out create_graph=True.")
         h, V, U, d, values = ctx.saved_tensors
         g = g.reshape(-1, g.shape[-1])
         needs_x, _, _, needs_d, needs_values, needs_bias, _ = ctx.needs_input_grad
