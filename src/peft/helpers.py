@@ -95,6 +95,19 @@ def disable_input_dtype_casting(model, active=True):
             layer.cast_input_dtype_enabled = old
 
 
+class MontecloraTrainerMixin:
+    """Adds MonteCLoRA's own loss to a Trainer's: `class MyTrainer(MontecloraTrainerMixin, Trainer)`."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        """The Trainer's loss plus the mean of `_get_monteclora_loss` over the model's LoRA tuners."""
+        from peft.methods.lora.lora import LoraModel
+
+        found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+        tuners = [m for m in model.modules() if isinstance(m, LoraModel)]
+        more = sum(m._get_monteclora_loss() for m in tuners) / max(len(tuners), 1)
+        return (found[0] + more, found[1]) if return_outputs else found + more
+
+
 class DoraCaching:
     """A context kept for old code. DoRA's norms are always kept until one of their tensors changes."""
 

@@ -1,59 +1,48 @@
-"""VB-LoRA: A and B made of vectors from a shared bank."""
+"""VB-LoRA: A and B mixed from the vectors of one bank."""
 
 import torch
 from case import Case
 from example import Example
 
 
+def mixed(logits, bank, k):
+    """Each logit's vector with its weight among the k largest, 0 for the others."""
+    kth = logits.sort(descending=True).values[..., k - 1 : k]
+    return torch.where(logits >= kth, logits, -torch.inf).softmax(-1) @ bank
+
+
 def formula(config, tensors, weights, state):
-    """Piece by piece."""
-    bank, length = tensors["vblora_vector_bank"], config.vector_length
-
-    def piece(logits):
-        best = logits.argsort(descending=True)[: config.topk]
-        shares = logits[best].exp() / logits[best].exp().sum()
-        return sum(s * bank[i] for s, i in zip(shares, best))
-
-    for path in [k.removesuffix(".vblora_logits_A") for k in tensors if k.endswith(".vblora_logits_A")]:
-        A, B = tensors[f"{path}.vblora_logits_A"], tensors[f"{path}.vblora_logits_B"]
-        A = torch.stack([torch.cat([piece(v) for v in row]) for row in A])
-        B = torch.cat([torch.stack([piece(v) for v in column], 1) for column in B])
-        assert A.shape[1] % length == 0
+    """A's rows are made of parts; B's columns likewise."""
+    for key in [k for k in tensors if k.endswith(".vblora_logits_A")]:
+        path = key.removesuffix(".vblora_logits_A")
+        A, B = (mixed(tensors[f"{path}.vblora_logits_{x}"], tensors["vblora_vector_bank"], config.topk) for x in "AB")
+        A = torch.cat(list(A.unbind(1)), dim=-1)
+        B = torch.cat([part.T for part in B.unbind(0)], dim=0)
         name = f"{path}.weight"
-        state[name] = state[name] + ((B @ A).T if config.fan_in_fan_out else B @ A)
+        state[name] = state[name] + (A.T @ B.T if config.fan_in_fan_out else B @ A)
 
 
 def example(name, base, target, **config):
-    """An example with a small bank, and changes large enough to show."""
+    """An example with a bank of large numbers, so that its effect shows."""
     drop = "vblora_dropout" if config.get("vblora_dropout") else ""
-    options = {"num_vectors": 6, "vector_length": 4, "init_vector_bank_bound": 1.0, "target_modules": target, **config}
-    return Example(name, base, options, "VBLORA", oracle=formula, dropout=drop, identity=None)
+    small = {"r": 2, "num_vectors": 7, "vector_length": 4, "init_vector_bank_bound": 1.0, "init_logits_std": 1.0}
+    config = {**small, "target_modules": target, **config}
+    return Example(name, base, config, "VBLORA", oracle=formula, dropout=drop, identity=None)
 
 
 EXAMPLES = [
-    example("vblora", "mlp", ["lin0"]),
-    example("vblora_topk", "sequence", ["lin0"], topk=3, r=2),
+    example("vblora", "mlp", ["lin0", "lin1"], vector_length=1),
+    example("vblora_sequence", "sequence", ["lin0"], topk=3, vector_length=2, r=3),
+    example("vblora_all", "mlp", ["lin0"], topk=7),
     example("vblora_transposed", "transposed", ["layer"], fan_in_fan_out=True),
-    example("vblora_dropout", "mlp", ["lin0"], vblora_dropout=0.1),
+    example("vblora_dropout", "mlp", ["lin0"], vblora_dropout=0.2),
 ]
-QV = {
-    "target_modules": ["q_proj", "v_proj", "down_proj"],
-    "task_type": "CAUSAL_LM",
-    "num_vectors": 12,
-    "vector_length": 4,
-    "init_vector_bank_bound": 1.0,
-}
+QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", "init_vector_bank_bound": 1.0}
+BANK = {"num_vectors": 12, "vector_length": 8, **QV}
 CLASS = {"config_class": "VBLoRAConfig"}
 CASES = [
-    Case("vblora", "llama", QV, **CLASS),
-    Case("vblora_many", "llama", {**QV, "num_vectors": 300, "topk": 3, "r": 2, "target_modules": ["q_proj"]}, **CLASS),
-    Case("vblora_gpt2", "gpt2", {**QV, "target_modules": ["c_attn"], "fan_in_fan_out": True}, **CLASS),
-    Case("vblora_small", "llama", {**QV, "topk": 3, "save_only_topk_weights": True}, exact=False, **CLASS),
-    Case(
-        "vblora_small_many",
-        "llama",
-        {**QV, "num_vectors": 300, "target_modules": ["v_proj"], "save_only_topk_weights": True},
-        exact=False,
-        **CLASS,
-    ),
+    Case("vblora", "llama", BANK, second={**BANK, "num_vectors": 9, "topk": 3}, **CLASS),
+    Case("vblora_topk", "llama", {**BANK, "save_only_topk_weights": True}, **CLASS),
+    Case("vblora_top3", "llama", {**BANK, "topk": 3, "num_vectors": 256, "save_only_topk_weights": True}, **CLASS),
+    Case("vblora_gpt2", "gpt2", {**BANK, "target_modules": ["c_attn"], "fan_in_fan_out": True}, **CLASS),
 ]

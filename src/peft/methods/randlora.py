@@ -68,7 +68,7 @@ class RandLora(SeededBases, Additive):
             A = uniform((c.r, 1, narrow), generator)
             B = torch.cat([uniform((wide, 1, c.r), generator) for _ in range(n)], dim=1)
         if not (A.any() and B.any()):
-            raise ConfigError("All numbers of the sparse bases are 0. Choose another projection_prng_key or a larger r.")
+            raise ConfigError("The sparse bases are all 0. Choose another projection_prng_key or a larger r.")
         return {"randlora_A": (A / A.std()).to(**where), "randlora_B": (B / B.std()).to(**where)}
 
     @classmethod

@@ -54,8 +54,9 @@ class Road(Adapter):
                 "divisor of all targets' outputs."
             )
         self.variant, self.group_size = c.variant, c.group_size
-        for name in ("road_theta", "road_alpha"):
-            setattr(self, name, nn.Parameter(torch.empty(out // 2 * VALUES[c.variant], **where)))
+        count = out // 2 * VALUES[c.variant]
+        self.road_theta = nn.Parameter(torch.empty(count, **where))
+        self.road_alpha = nn.Parameter(torch.empty(count, **where))
 
     def reset(self, c):
         if c.init_weights:
@@ -78,8 +79,9 @@ class Road(Adapter):
     def rotate(self, y):
         """R y for y (…, out)."""
         own, other = (t.to(y.dtype) for t in self.coefficients())
-        pairs = y.unflatten(-1, own.shape)
-        return torch.addcmul(pairs * own, pairs.flip(-2), other).view(y.shape)
+        a, b = y.unflatten(-1, own.shape).unbind(-2)
+        turned = torch.addcmul(a * own[:, 0], b, other[:, 0]), torch.addcmul(b * own[:, 1], a, other[:, 1])
+        return torch.stack(turned, dim=-2).view(y.shape)
 
     def output(self, x, y):
         return self.rotate(y)

@@ -1,25 +1,27 @@
-"""VB-LoRA, W + BA where A and B are made of vectors from one bank that all layers share (arXiv 2405.15179)."""
+"""VB-LoRA, W + BA where A and B are mixtures of a few vectors of one bank that all layers share (arXiv 2405.15179)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Additive, Mod, Param, Val
+from peft.core.checkpoint import get_peft_model_state_dict
 from peft.core.defaults import VBLORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
-from peft.errors import CheckpointError, ConfigError
+from peft.errors import AdapterMismatchError, CheckpointError, ConfigError
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
-ABSENT = torch.finfo(torch.float32).min  # the logit of a vector that a top-k file does not name
-INDICES, WEIGHTS = "_topk_indices", "_topk_weights"
+ABSENT = -1e4  # logit of a vector that a top-k file leaves out: less than training ever gives, and finite in float16
+INDICES, WEIGHTS = "_topk_indices", "_topk_weights"  # endings of a top-k file's keys
 
 
 @dataclass
@@ -30,10 +32,10 @@ class VBLoRAConfig(TargetConfig):
 
     r: int = field(default=4, metadata={"help": "rank of A and B"})
     num_vectors: int = field(default=256, metadata={"help": "vectors in the bank"})
-    vector_length: int = field(default=256, metadata={"help": "their length, a divisor of the layers' sizes"})
-    topk: int = field(default=2, metadata={"help": "vectors that are mixed for each piece of A and B"})
+    vector_length: int = field(default=256, metadata={"help": "their length, which divides the layers' widths"})
+    topk: int = field(default=2, metadata={"help": "vectors in a mixture"})
     save_only_topk_weights: bool = field(
-        default=False, metadata={"help": "a small file of what is mixed, which cannot be trained any further"}
+        default=False, metadata={"help": "files hold the mixtures only: much smaller, but training cannot go on"}
     )
     vblora_dropout: float = field(default=0.0, metadata={"help": "dropout probability on the input of A"})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "the base stores (in, out), as Conv1D does"})
@@ -45,61 +47,88 @@ class VBLoRAConfig(TargetConfig):
         super().__post_init__()
         for name in ("r", "num_vectors", "vector_length", "topk"):
             check_range(self, name, 1)
+        check_range(self, "topk", high=self.num_vectors)
         check_range(self, "vblora_dropout", 0, 1)
-        if self.topk > self.num_vectors:
-            raise ConfigError(f"VBLoRAConfig.topk={self.topk} is more than num_vectors={self.num_vectors}.")
 
 
 class VBLoRA(Additive):
-    """Each piece of A and B, vector_length long, is a softmax mixture of the topk vectors with the largest logits."""
+    """A part of a row of A, or of a column of B, is the mixture of the k vectors with the largest logits there."""
 
     prefix = "vblora_"
 
     vblora_dropout = Mod(trainable=False)
-    vblora_logits_A, vblora_logits_B = Param(), Param()  # (r, in / length, vectors), (out / length, r, vectors)
-    vblora_vector_bank = Param(shared=True)  # (vectors, length)
-    r, topk = Val(), Val()
-
-    incomplete = False  # True: most logits are gone, for they came from a small file
+    vblora_logits_A = Param()  # (r, parts of the input, num_vectors)
+    vblora_logits_B = Param()  # (parts of the output, r, num_vectors)
+    vblora_vector_bank = Param(shared=True)  # (num_vectors, vector_length)
+    r, topk, complete = Val(), Val(), Val()  # complete: True once the logits are known to be more than a top-k file's
 
     @classmethod
     def share(cls, c, layers, where):
         bank = torch.empty(c.num_vectors, c.vector_length, **where)
-        bound = c.init_vector_bank_bound
-        return {"vblora_vector_bank": nn.Parameter(bank.uniform_(-bound, bound))}
+        return {"vblora_vector_bank": nn.Parameter(bank.uniform_(-c.init_vector_bank_bound, c.init_vector_bank_bound))}
+
+    @classmethod
+    def to_file(cls, c, tensors):
+        if not c.save_only_topk_weights:
+            return tensors
+        kept = {}
+        for key, value in tensors.items():
+            if key.endswith(("vblora_logits_A", "vblora_logits_B")):
+                top, indices = value.to("cpu", torch.float64).topk(c.topk, dim=-1)  # a copy of a copy is equal
+                kept[key + INDICES] = indices.to(value.device, index_dtype(c.num_vectors))
+                kept[key + WEIGHTS] = top.softmax(-1)[..., :-1].to(value).contiguous()  # the last is what is left of 1
+            else:
+                kept[key] = value
+        return kept
+
+    @classmethod
+    def from_file(cls, c, tensors, adapters):
+        for a in adapters:
+            a.complete = False  # look again
+        whole = {k: t for k, t in tensors.items() if not k.endswith((INDICES, WEIGHTS))}
+        for key in [k.removesuffix(INDICES) for k in tensors if k.endswith(INDICES)]:
+            whole[key] = logits(key, tensors[key + INDICES], tensors.get(key + WEIGHTS), c.num_vectors)
+        return whole
 
     def build(self, c, where):
-        out, inp = self.layer.shape
-        if out % c.vector_length or inp % c.vector_length:
-            raise ConfigError(
-                f"VBLoRAConfig.vector_length={c.vector_length} must divide both sides of {self.key}, {out} x {inp}."
-            )
+        self.correct_layout(c)
         self.r, self.topk = c.r, c.topk
+        out, inp = self.layer.shape
+        for name, width in (("in_features", inp), ("out_features", out)):
+            if width % c.vector_length:
+                raise ConfigError(f"vector_length={c.vector_length} must divide {name}={width} of {self.key}.")
         if c.vblora_dropout:
             self.vblora_dropout = nn.Dropout(c.vblora_dropout)
-        self.vblora_logits_A = nn.Parameter(torch.empty(c.r, inp // c.vector_length, c.num_vectors, **where))
-        self.vblora_logits_B = nn.Parameter(torch.empty(out // c.vector_length, c.r, c.num_vectors, **where))
+        parts = inp // c.vector_length, out // c.vector_length
+        self.vblora_logits_A = nn.Parameter(torch.empty(c.r, parts[0], c.num_vectors, **where))
+        self.vblora_logits_B = nn.Parameter(torch.empty(parts[1], c.r, c.num_vectors, **where))
 
     def reset(self, c):
         self.vblora_logits_A.normal_(0, c.init_logits_std)
         self.vblora_logits_B.normal_(0, c.init_logits_std)
 
-    def pieces(self, logits):
-        """(..., length) for logits (..., vectors)."""
-        best, chosen = logits.topk(self.topk, dim=-1)
-        return (best.softmax(-1).unsqueeze(-2) @ self.vblora_vector_bank[chosen].to(best.dtype)).squeeze(-2)
-
     def factors(self):
         """A (r, in) and B (out, r)."""
-        A, B = self.pieces(self.vblora_logits_A), self.pieces(self.vblora_logits_B)
+        if self.training and not self.complete and not torch.compiler.is_compiling():
+            self.check_complete()
+        A, B = self.mixtures(self.vblora_logits_A), self.mixtures(self.vblora_logits_B)
         return A.flatten(1), B.transpose(1, 2).flatten(0, 1)
 
-    def low_rank(self):
-        if self.incomplete and self.training:
-            raise RuntimeError(
-                f"Adapter {self.name!r} was saved with save_only_topk_weights=True: most of its logits are gone, so it "
-                "cannot be trained. Use model.eval(), or go on from a checkpoint that was saved without it."
+    def mixtures(self, logits):
+        """(..., num_vectors) -> (..., vector_length)."""
+        top, indices = logits.topk(self.topk, dim=-1)
+        weights = top.softmax(-1).unsqueeze(-2)
+        return (weights @ F.embedding(indices, self.vblora_vector_bank)).squeeze(-2)
+
+    def check_complete(self):
+        if (self.vblora_logits_A[0, 0] <= ABSENT).any():
+            raise AdapterMismatchError(
+                f"Adapter {self.name!r} was loaded from a file with save_only_topk_weights=True, which holds the "
+                "mixtures but not the logits that training needs. Call model.eval(), or load a file with all logits."
             )
+        self.complete = True
+
+    def low_rank(self):
         drop = self.vblora_dropout
         return LowRank(*self.factors(), 1.0, drop.p if drop is not None and drop.training else 0.0)
 
@@ -110,39 +139,27 @@ class VBLoRA(Additive):
         A, B = self.factors()
         return B @ A
 
-    # -- files -----------------------------------------------------------------------------------------------------
-    @classmethod
-    def to_file(cls, c, tensors):
-        """With save_only_topk_weights: which vectors, and all their weights but the last, which follows."""
-        if not c.save_only_topk_weights:
-            return tensors
-        kept = {k: t for k, t in tensors.items() if "vblora_logits" not in k}
-        for key in (k for k in tensors if k not in kept):
-            logits, indices = tensors[key].topk(c.topk)
-            kept[key + INDICES] = indices.to(index_dtype(c.num_vectors))
-            kept[key + WEIGHTS] = logits.softmax(-1)[..., :-1].contiguous()
-        return kept
 
-    @classmethod
-    def from_file(cls, c, tensors, adapters):
-        if not c.save_only_topk_weights:
-            return tensors
-        whole = {k: t for k, t in tensors.items() if not k.endswith((INDICES, WEIGHTS))}
-        for key in (k.removesuffix(INDICES) for k in tensors if k.endswith(INDICES)):
-            if key + WEIGHTS not in tensors:
-                raise CheckpointError(f"The file has {key + INDICES!r} but no {key + WEIGHTS!r}: it is damaged.")
-            indices, weights = tensors[key + INDICES].long(), tensors[key + WEIGHTS]
-            weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], -1)
-            logits = weights.new_full((*indices.shape[:-1], c.num_vectors), ABSENT)
-            for adapter in adapters:
-                adapter.incomplete = True
-            whole[key] = logits.scatter(-1, indices.clamp(0, c.num_vectors - 1), weights.log().clamp(min=ABSENT / 4))
-        return whole
+def index_dtype(num_vectors):
+    """The smallest dtype for indices of that many vectors; int16 from 256 on, for there is no signed byte of use."""
+    sizes = {torch.uint8: 8, torch.int16: 15, torch.int32: 31}
+    return next((dtype for dtype, bits in sizes.items() if num_vectors < 1 << bits), torch.int64)
 
 
-def index_dtype(count):
-    """The smallest dtype that counts so far."""
-    return next((d for d, bits in ((torch.uint8, 8), (torch.int16, 15), (torch.int32, 31)) if count < 2**bits), torch.int64)
+def logits(key, indices, weights, num_vectors):
+    """Logits that give these mixtures: (..., k) indices and (..., k - 1) weights -> (..., num_vectors)."""
+    fits = weights is not None and weights.shape == (*indices.shape[:-1], indices.shape[-1] - 1)
+    indices = indices.long()
+    if not fits or (indices.numel() and not 0 <= indices.min() <= indices.max() < num_vectors):
+        raise CheckpointError(
+            f"{key}{INDICES} does not fit {key}{WEIGHTS} (one less for each mixture) or num_vectors={num_vectors}. The "
+            "file is damaged or not this config's; nothing was loaded."
+        )
+    weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], -1)
+    found = weights.clamp(min=torch.finfo(weights.dtype).tiny).to("cpu", torch.float64).log()
+    found = (found - found[..., :1]).to(weights)  # logits near 0 have more digits
+    empty = torch.full((*indices.shape[:-1], num_vectors), ABSENT, dtype=weights.dtype, device=weights.device)
+    return empty.scatter_(-1, indices, found)
 
 
 class VBLoRALayer(AdapterLayer):
@@ -161,26 +178,16 @@ class VBLoRAModel(Tuner):
     target_module_mapping = VBLORA_TARGETS
 
     def get_nb_savable_parameters(self, adapter="default"):
-        """(numbers of this method, other trained numbers) that a file holds; small indices count as parts of one."""
-        config = self.peft_config[adapter]
-        logits = bank = others = 0
-        for name, p in self.named_parameters():
-            if "vblora_logits" in name and f".{adapter}" in name:
-                logits += p.numel()
-            elif "vblora_vector_bank" in name and f".{adapter}" in name:
-                bank += p.numel()
-            elif p.requires_grad:
-                others += p.numel()
-        if config.save_only_topk_weights:
-            mixtures = logits // config.num_vectors
-            size = index_dtype(config.num_vectors).itemsize / 4
-            logits = int(mixtures * (config.topk - 1) + mixtures * config.topk * size)
-        return bank + logits, others
+        """(numbers of VB-LoRA, other numbers) in a file of the adapter; indices count by their size in float32."""
+        counts = [0, 0]
+        for key, t in get_peft_model_state_dict(self, adapter_name=adapter).items():
+            counts["vblora_" not in key] += t.numel() * (1 if t.is_floating_point() else t.itemsize / 4)
+        return tuple(map(round, counts))
 
     def print_savable_parameters(self):
-        """Print how many numbers a file holds."""
-        own, others = self.get_nb_savable_parameters()
-        print(f"VB-LoRA params to-be-saved (float32-equivalent): {own:,d} || total params to-be-saved: {own + others:,d}")
+        """Print how many numbers a file of the active adapter holds."""
+        own, others = self.get_nb_savable_parameters(self.active_adapters[0])
+        print(f"parameters in a file, as float32: {own:,d} of VB-LoRA, {own + others:,d} in all")
 
 
 register("VBLORA", VBLoRAConfig, tuner=VBLoRAModel, prefix="vblora_")

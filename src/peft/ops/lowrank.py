@@ -99,11 +99,7 @@ def update(x, f, acts=None):
 
     acts (..., 1) or (..., r) multiplies what A returns, for factors that act on some tokens only; with a bias (..., 1).
     """
-    storage_only = f.A.dtype.itemsize == 1  # float8: nothing computes in it
-    dtype = f.A.dtype if (_exact and not storage_only) or not x.is_floating_point() else x.dtype
-    h = F.dropout(x, f.dropout) if f.dropout else x
-    if not torch.is_autocast_enabled(x.device.type):
-        h = h.to(dtype)
+    h = input_of(x, f)
     h = F.linear(h, f.A.to(h.dtype))
     if f.inner is not None:
         h = F.linear(h * (f.inner * f.s).to(h.dtype), f.B.to(h.dtype)) * f.outer.to(h.dtype)
@@ -115,6 +111,14 @@ def update(x, f, acts=None):
         return h
     bias = f.bias.to(h.dtype) * f.s
     return h + (bias if acts is None else bias * acts.to(bias.dtype))
+
+
+def input_of(x, f):
+    """x as f's A gets it: after dropout, in the dtype that the products are computed in."""
+    storage_only = f.A.dtype.itemsize == 1  # float8: nothing computes in it
+    dtype = f.A.dtype if (_exact and not storage_only) or not x.is_floating_point() else x.dtype
+    h = F.dropout(x, f.dropout) if f.dropout else x
+    return h if torch.is_autocast_enabled(x.device.type) else h.to(dtype)
 
 
 def fusable(base, x, f):

@@ -330,6 +330,11 @@ class LoraModel(Tuner):
         super().check_new_config(adapter_name, config)
         self.invocable = self.invocable or bool(config.alora_invocation_tokens)
         others = [c for n, c in self.peft_config.items() if n != adapter_name and isinstance(c, LoraConfig)]
+        if others and bool(others[0].kasa_config) != bool(config.kasa_config):
+            raise ConfigError(
+                "KaSA adapters, which act on a part of the base weight, and others cannot be on one model: "
+                f"{adapter_name!r} {'is KaSA' if config.kasa_config else 'is not KaSA'}, unlike those already there."
+            )
         if (
             others
             and config.target_parameters
@@ -354,6 +359,20 @@ class LoraModel(Tuner):
                         RuntimeWarning,
                         stacklevel=5,
                     )
+
+    def _get_monteclora_loss(self, adapter_names=None):
+        """What MonteCLoRA adds to the loss in training, a mean over layers. adapter_names: default the active ones."""
+        losses = [a.penalty() for a in self._adapters_of("monteclora_config", adapter_names) if a.training]
+        return sum(losses) / len(losses) if losses else 0.0
+
+    def _get_kasa_loss(self, adapter_names=None):
+        """What KaSA adds to the loss, a sum over layers. adapter_names: default the active ones."""
+        return sum((a.penalty() for a in self._adapters_of("kasa_config", adapter_names)), 0.0)
+
+    def _adapters_of(self, variant, names):
+        names = self.state.active if names is None else [names] if isinstance(names, str) else names
+        chosen = [n for n in names if n in self.peft_config and getattr(self.peft_config[n], variant, None)]
+        return [layer.adapters[n] for layer in self.layers.values() for n in chosen if n in layer.adapters]
 
     def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", *args, **options):
         """Combine adapters into a new one; see `peft.methods.lora.combine.add_weighted_adapter`."""
