@@ -46,5 +46,5 @@ def case(name, base="llama", second=None, settings=None, target=("q_proj", "down
 CASES = [
     case("kasa_rslora", use_rslora=True, init_lora_weights=False, settings={"beta": 0.5, "gamma": 0.0}),
     case("kasa_bias", "llama_bias", lora_bias=True, rank_pattern={"down_proj": 2}),
-    case("kasa_two", second={"r": 3, "target_modules": ["v_proj"]}),
+    case("kasa_two", second={"r": 4, "lora_alpha": 3, "target_modules": ["q_proj", "down_proj"]}),
 ]

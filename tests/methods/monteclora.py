@@ -7,7 +7,7 @@ from example import Example
 def example(name, base="mlp", target=("lin0", "lin1"), settings=None, **config):
     config = {"r": 4, "lora_alpha": 6, "target_modules": list(target), "monteclora_config": {"num_samples": 3, **(settings or {})}, **config}
     drop = "lora_dropout" if config.get("lora_dropout") else ""
-    return Example(name, base, config, dropout=drop)
+    return Example(name, base, config, dropout=drop, projected=True)
 
 
 EXAMPLES = [

@@ -7,7 +7,7 @@ from example import Example
 def example(name, base="mlp", target=("lin0", "lin1"), groups=4, **config):
     config = {"r": 4, "lora_alpha": 6, "target_modules": list(target), "velora_config": {"num_groups": groups}, **config}
     drop = "lora_dropout" if config.get("lora_dropout") else ""
-    return Example(name, base, config, dropout=drop)
+    return Example(name, base, config, dropout=drop, projected=True)
 
 
 EXAMPLES = [

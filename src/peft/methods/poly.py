@@ -76,9 +76,9 @@ class Poly(Adapter):
             )
         self.r, self.n_tasks, self.n_skills, self.n_splits = c.r, c.n_tasks, c.n_skills, c.n_splits
         self.poly_type = c.poly_type
+        self.poly_router = PolyRouter(c.n_tasks, c.n_splits, c.n_skills, **where)
         self.poly_lora_A = nn.Parameter(torch.empty(c.n_splits, c.n_skills, inp // c.n_splits, c.r, **where))
         self.poly_lora_B = nn.Parameter(torch.empty(c.n_splits, c.n_skills, c.r, out // c.n_splits, **where))
-        self.poly_router = PolyRouter(c.n_tasks, c.n_splits, c.n_skills, **where)
 
     def reset(self, c):
         _like_linear(self.poly_lora_A)
