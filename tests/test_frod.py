@@ -10,7 +10,7 @@ from torch import nn
 
 import peft
 from peft.methods import frod
-from peft.methods.frod_product import Places, Product, product
+from peft.methods.frod_product import Places, Product, Weight, product
 
 X = models.inputs("mlp")["x"]
 FILE = "adapter_model.safetensors"
@@ -48,6 +48,34 @@ def test_the_product_and_its_gradients_are_those_of_dense_matrices(rate):
     dense = (x @ V) @ places.dense(d, values).T @ U.T + bias
     torch.testing.assert_close(fused(x, d, values, bias), dense)
     assert torch.autograd.gradcheck(fused, (x, d, values, bias))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_the_weight_and_its_gradients_are_those_of_dense_matrices(rate):
+    (_, d, values, _), V, U, places = parts(rate)
+    torch.testing.assert_close(Weight.apply(V, U, d, values, places), U @ places.dense(d, values) @ V.T)
+    assert torch.autograd.gradcheck(lambda d, values: Weight.apply(V, U, d, values, places), (d, values))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_many_tokens_pass_through_a_weight_that_few_do_not(grad):
+    """Both ways give the same, and both gradients are the same."""
+    model = wrapped()
+    adapter = model.base_model.layers["lin0"].adapters["default"]
+    with torch.set_grad_enabled(grad):
+        limit = adapter.remakes_from
+        assert limit == (3 * 24 * 16 / 8 if grad else 24)
+        x = models.noise((2 * int(limit), models.WIDTH), 3)
+        few, many = x[: int(limit) - 1], x
+        assert adapter.instead(few) is not None and adapter.instead(many) is None
+        torch.testing.assert_close(model(many)[: len(few)], model(few), atol=1e-5, rtol=1e-5)
+    if grad:
+        found = []
+        for part in (x, *x.split(20)):
+            y = model(part)
+            found.append(torch.autograd.grad(y.square().sum(), list(adapter.parameters())))
+        for whole, *pieces in zip(*found):
+            torch.testing.assert_close(whole, sum(pieces), atol=1e-3, rtol=1e-4)
 
 
 def test_half_precision_keeps_the_sparse_part_in_float32():

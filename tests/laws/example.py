@@ -71,6 +71,7 @@ class Example:
     several: bool = True  # two adapters of the method may act at once
     adds_bias: bool = False  # merging gives layers a bias that the base lacks
     casts: bool = True  # adapter weights of a half-precision base are float32 by default
+    random: bool = False  # training draws at random, beside dropout
     dropout: str = ""  # the config's field with a dropout probability, if the example drops
     half: dict[str, float] = field(default_factory=dict)  # tolerances in half precision that are not the usual ones
     call: dict[str, Any] = field(default_factory=dict)  # further arguments of the forward

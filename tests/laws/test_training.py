@@ -73,7 +73,7 @@ def test_trained_biases_are_those_that_the_config_names(bias):
 @each
 def test_gradients_are_those_of_the_formula(example):
     """Central differences of the whole model, in float64, in a random direction of the trained tensors."""
-    if example.dropout or example.config.get("lora_dropout"):
+    if example.random or example.dropout or example.config.get("lora_dropout"):
         pytest.skip("random: has a test of its own")
     if example.projected:
         pytest.skip("the method changes its gradients: has a test of its own")

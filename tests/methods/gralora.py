@@ -37,6 +37,7 @@ EXAMPLES = [
     example("gralora_transposed", "transposed", ["layer"], fan_in_fan_out=True),
     example("gralora_random", "mlp", ["lin0"], init_weights=False),
     example("gralora_dropout", "mlp", ["lin0"], gralora_dropout=0.2),
+    example("gralora_hybrid_dropout", "mlp", ["lin0"], hybrid_r=3, gralora_dropout=0.2),
 ]
 QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", "alpha": 8}
 CLASS = {"config_class": "GraloraConfig"}

@@ -185,6 +185,7 @@ class Adapter:
     kinds: tuple[str, ...] = ("linear",)  # names of the layer kinds it can adapt
     renames: dict[str, str] = {}  # checkpoint spelling of a key ending, where it differs from the model's
     parallel = True  # several adapters on one layer: each acts on the pristine W (else on what the last one made)
+    by_row = True  # what becomes of a sample depends on that sample alone
     changes_input = False
     remakes_from = 0  # rows of x from which on `remakes` pays; fewer go through `output`
     folds = True  # False: its output differs from call to call, so that no weight does the same

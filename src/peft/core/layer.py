@@ -271,6 +271,11 @@ class AdapterLayer(Switchable, nn.Module):
             return self.kind.call(self, [self.adapters[plan]], x, *args, **kwargs)
         if not plan.rows:
             return self.kind.plain(self, x, *args, **kwargs)
+        if not self.adapter_cls.by_row:
+            raise AdapterError(
+                f"adapter_names cannot choose an adapter per sample here: what {self.adapter_cls.__name__} does to a "
+                "sample depends on the others of its batch. Run one batch per adapter."
+            )
         return self.kind.mixed(self, plan, x, *args, **kwargs)
 
     # -- merge ---------------------------------------------------------------------------------------------------
@@ -410,6 +415,15 @@ def _check_kind(kind, base, adapter_cls):
             f"Target module {base} is not supported: {adapter_cls.__name__} adapts layers of the kinds "
             f"{', '.join(adapter_cls.kinds)}. Choose its sub-layers in target_modules instead."
         )
+
+
+class HiddenStatesLayer(AdapterLayer):
+    """A wrapper around a part of a transformer, which gets its hidden states by position or by name."""
+
+    def forward(self, *args, **kwargs):
+        if "hidden_states" in kwargs:
+            args = (kwargs.pop("hidden_states"), *args)
+        return super().forward(*args, **kwargs)
 
 
 def _not_finite(W):

@@ -1,6 +1,7 @@
 """Layer kinds: everything the house knows about a base layer type, one file per kind."""
 
 from peft.layers.attention import FusedAttention, RotaryAttention
+from peft.layers.block import Block
 from peft.layers.conv import Conv
 from peft.layers.embedding import Embedding
 from peft.layers.linear import Conv1D, Linear
@@ -16,8 +17,9 @@ def find(base, param=None, wanted=()):
 
     wanted: kinds that the method can adapt; one that takes modules whole takes every module so.
     """
-    if Whole.name in wanted:
-        return Whole()
+    for kind in (Whole, Block):
+        if kind.name in wanted:
+            return kind()
     if param:
         return Weight(param)
     cls = _by_type.get(type(base))

@@ -9,7 +9,7 @@ from torch import nn
 from peft.config import PeftConfig
 from peft.core import match
 from peft.core.adapter import Adapter, Param
-from peft.core.layer import AdapterLayer
+from peft.core.layer import HiddenStatesLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -81,16 +81,10 @@ class AdaptionPrompt(Adapter):
         return y + self.kind.read(self.base, weights, v).to(y.dtype)
 
 
-class AdaptedAttention(AdapterLayer):
+class AdaptedAttention(HiddenStatesLayer):
     """An attention module with adaption prompts."""
 
     adapter_cls = AdaptionPrompt
-
-    def forward(self, *args, **kwargs):
-        """Some models pass the hidden states by name."""
-        if "hidden_states" in kwargs:
-            args = (kwargs.pop("hidden_states"), *args)
-        return super().forward(*args, **kwargs)
 
     @property
     def adaption_prompt(self):

@@ -3,6 +3,7 @@
 U and the first ℓ solve U diag(ℓ) Vᵀ = W, so that a fresh adapter (S = 0) is the base.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -17,7 +18,7 @@ from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import CheckpointError, ConfigError
-from peft.methods.frod_product import Places, product, stamp
+from peft.methods.frod_product import Places, Weight, product, stamp
 from peft.registry import register
 
 EXACT = 1e-5  # how far, of the largest weight, W may be from what U and V make of it
@@ -217,10 +218,23 @@ class Frod(Additive):
 
     def instead(self, x):
         """In half precision the base and an update are nearer to the truth than U and V, rounded."""
-        drop = self.frod_dropout
-        if x.dtype.itemsize < 4 or (drop is not None and drop.training) or not self.rebuilds_base():
+        if x.numel() >= self.remakes_from * x.shape[-1] or x.dtype.itemsize < 4:
+            return None
+        if self.remakes() or not self.rebuilds_base():
             return None
         return self._times(x, self.frod_lambda_l, self.base.bias)
+
+    @property
+    def remakes_from(self):
+        """Tokens from which to make the whole weight, in * in * out, costs less than to pass them through V."""
+        out, inp = self.layer.shape
+        if not torch.is_grad_enabled():
+            return out
+        return 3 * out * inp / (2 * inp - out) if 2 * inp > out else math.inf
+
+    def remakes(self):
+        drop = self.frod_dropout
+        return drop.p if drop is not None and drop.training else 0.0
 
     def _times(self, x, diagonal, bias=None):
         """U (S + diag) Vᵀ x + bias."""
@@ -233,9 +247,8 @@ class Frod(Additive):
 
     def delta_weight(self):
         like = self.frod_lambda_l
-        moved = self.frod_lambda_l - self.frod_start
-        after_V = self.entries().times(self.frod_V[self.role].T.to(like), moved, self.frod_lambda_s_values)
-        return self.frod_U.to(like) @ after_V
+        V, U = self.frod_V[self.role].to(like), self.frod_U.to(like)
+        return Weight.apply(V, U, like - self.frod_start, self.frod_lambda_s_values, self.entries())
 
 
 class FrodLayer(AdapterLayer):

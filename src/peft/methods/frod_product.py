@@ -1,6 +1,6 @@
-"""FRoD's product x V (S + diag d)ᵀ Uᵀ, where S is sparse and S and d are trained.
+"""FRoD's products U (S + diag d) Vᵀ and x V (S + diag d)ᵀ Uᵀ, where S is sparse and S and d are trained.
 
-Why one autograd.Function: torch's gradient of a sparse product is dense, as large as S would be without its zeros. Here
+Why autograd.Functions: torch's gradient of a sparse product is dense, as large as S would be without its zeros. Here
 it is computed where S has entries only, and of the activations just one is kept, V's.
 """
 
@@ -84,8 +84,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        if torch.is_grad_enabled():  # x would have to be kept for it
-            raise RuntimeError("FRoD's product has no second derivative; leave out create_graph=True.")
+        _refuse_second_derivative()
         h, V, U, d, values = ctx.saved_tensors
         g = g.reshape(-1, g.shape[-1])
         needs_x, _, _, needs_d, needs_values, needs_bias, _ = ctx.needs_input_grad
@@ -95,3 +94,25 @@ class Product(torch.autograd.Function):
         dd = torch.linalg.vecdot(*wide).to(d.dtype) if needs_d else None
         dvalues = ctx.places.entries(*wide).to(values.dtype) if needs_values else None
         return dx, None, None, dd, dvalues, g.sum(0) if needs_bias else None, None
+
+
+class Weight(torch.autograd.Function):
+    """U (S + diag d) Vᵀ."""
+
+    @staticmethod
+    def forward(ctx, V, U, d, values, places):
+        ctx.save_for_backward(V, U)
+        ctx.places = places
+        return U @ places.times(V.t().contiguous(), d, values)
+
+    @staticmethod
+    def backward(ctx, g):
+        _refuse_second_derivative()
+        V, U = ctx.saved_tensors
+        q, h = U.t() @ g, V.t().contiguous()
+        return None, None, torch.linalg.vecdot(q, h), ctx.places.entries(q, h), None
+
+
+def _refuse_second_derivative():
+    if torch.is_grad_enabled():  # more would have to be kept for it
+        raise RuntimeError("FRoD's products have no second derivative; leave out create_graph=True.")

@@ -16,6 +16,8 @@ from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.layers.linear import linear
+from peft.ops import lowrank
+from peft.ops.lowrank import LowRank
 from peft.registry import register
 
 
@@ -81,16 +83,12 @@ class Gralora(Additive):
         return self.alpha / (self.r + self.hybrid_r)
 
     def output(self, x, y):
-        A, B, k = self.gralora_A, self.gralora_B, self.gralora_k
-        h = through(self.gralora_dropout, self.cast(x, A.dtype))
-        A, B = A.to(h.dtype), B.to(h.dtype)
-        rows = h.numel() // h.shape[-1]
-        per_block = torch.bmm(h.reshape(rows, k, -1).transpose(0, 1), A)  # (from, rows, r)
-        exchanged = per_block.view(k, rows, k, -1).permute(2, 1, 0, 3).reshape(k, rows, -1)  # (to, rows, r)
-        update = torch.bmm(exchanged, B).transpose(0, 1).reshape(y.shape)
-        if self.gralora_A_general is not None:  # without dropout, as upstream has it
-            update = update + self.gralora_B_general(self.gralora_A_general(self.cast(x, self.gralora_A.dtype)))
-        return torch.add(y, update.to(y.dtype), alpha=self.scaling)
+        A, B, s = self.gralora_A, self.gralora_B, self.scaling
+        h = through(self.gralora_dropout, self.cast(x, A.dtype) if lowrank.is_exact() else x)
+        if self.gralora_A_general is not None:
+            pair = LowRank(self.gralora_A_general.weight, self.gralora_B_general.weight, s)
+            y = lowrank.add(self.base, y, h, pair)
+        return add(y, h, A.to(h.dtype), B.to(h.dtype), s)
 
     def delta_weight(self):
         A, B, k = self.gralora_A, self.gralora_B, self.gralora_k
@@ -100,6 +98,65 @@ class Gralora(Additive):
         if self.gralora_A_general is not None:
             delta = delta + self.gralora_B_general.weight @ self.gralora_A_general.weight
         return delta * self.scaling
+
+
+def add(y, x, A, B, s):
+    """y + s·(blocks of x through A and B); y (..., out), x (..., in)."""
+    y2, x2 = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    plain = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    if plain or y.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        return _plain(y2, x2, A, B, s).view(y.shape)
+    return AddBlocks.apply(y2, x2, A, B, s).view(y.shape)
+
+
+def _blocks(t, k):
+    """(rows, k·n) -> (k, rows, n), a view."""
+    return t.view(len(t), k, -1).transpose(0, 1)
+
+
+def _exchanged(t):
+    """(k, rows, k·n), first by the block that it comes from, then by where it goes to -> the other way round."""
+    k, rows, _ = t.shape
+    return t.view(k, rows, k, -1).permute(2, 1, 0, 3).reshape(t.shape)
+
+
+def _plain(y, x, A, B, s):
+    h = _exchanged(torch.bmm(_blocks(x, len(A)), A))
+    return y + (torch.bmm(h, B).transpose(0, 1).reshape(y.shape) * s).to(y.dtype)
+
+
+class AddBlocks(torch.autograd.Function):
+    """y (rows, out), x (rows, in), A, B, s -> y + s·update. Outputs and gradients are written where they belong."""
+
+    @staticmethod
+    def forward(ctx, y, x, A, B, s):
+        h = _exchanged(torch.bmm(_blocks(x, len(A)), A))
+        ctx.save_for_backward(x, A, B, h)
+        ctx.s = s
+        y = y.clone(memory_format=torch.contiguous_format)
+        _blocks(y, len(A)).baddbmm_(h, B, alpha=s)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, A, B, h = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:4]
+        if torch.is_grad_enabled():  # double backward: the gradients depend on x, A, B and g
+            update = _plain(torch.zeros_like(g), x, A, B, ctx.s)
+            found = iter(torch.autograd.grad(update, [t for t, n in zip((x, A, B), needed) if n], g, create_graph=True))
+            return g, *(next(found) if n else None for n in needed), None
+        k, g = len(A), g.contiguous()
+        gb, dx, dA, dB = _blocks(g, k), None, None, None
+        if needed[2]:
+            dB = torch.bmm(h.transpose(1, 2), gb).mul_(ctx.s)
+        if needed[0] or needed[1]:
+            gh = _exchanged(torch.bmm(gb, (B * ctx.s).transpose(1, 2)))
+            if needed[0]:
+                dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+                torch.bmm(gh, A.transpose(1, 2), out=_blocks(dx, k))
+            if needed[1]:
+                dA = torch.bmm(_blocks(x, k).transpose(1, 2), gh)
+        return g, dx, dA, dB, None
 
 
 class GraloraLayer(AdapterLayer):

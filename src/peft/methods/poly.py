@@ -1,4 +1,4 @@
-"""Poly, Wx + b + BAx/r: A and B mixed from LoRA skills, by each sample's task, split by split (arXiv 2202.13914, 2211.03831)."""
+"""Poly, Wx + b + BAx/r: A and B are mixed from LoRA skills, as each sample's task says (arXiv 2202.13914, 2211.03831)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -113,7 +113,9 @@ class Poly(Adapter):
         if call.names is not None and len(tasks) > 1:
             tasks = tasks[[i for i, name in enumerate(call.names) if name == self.name]]
         if rows % len(tasks):
-            raise AdapterError(f"task_ids has {len(tasks)} tasks for {rows} rows of {self.key}: one a sample is needed.")
+            raise AdapterError(
+                f"task_ids has {len(tasks)} tasks for {rows} rows of {self.key}: one a sample is needed."
+            )
         return tasks.to(self.poly_lora_A.device)
 
 

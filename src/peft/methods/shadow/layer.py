@@ -1,0 +1,80 @@
+"""A block with Shadow adapters."""
+
+import torch
+from torch import nn
+
+from peft.core.adapter import Adapter, Mod, Val, through
+from peft.core.layer import HiddenStatesLayer
+from peft.errors import AdapterError
+
+
+class Shadow(Adapter):
+    """h' = h + α·up(down(h - s)), y = block(h'), s' = (1 - g)∘s + g∘T(y) with g = sigmoid(G(y)).
+
+    h, y are the model's hidden states before and after the block, s the shadow state, (batch, tokens, width) each.
+    """
+
+    prefix = "shadow_"
+    kinds = ("block",)
+
+    shadow_down, shadow_up = Mod(), Mod()  # width -> r -> width
+    shadow_dropout = Mod(trainable=False)
+    shadow_update_transform, shadow_update_gate = Mod(), Mod()  # T and G, width -> hidden -> width
+    alpha, index = Val(), Val()  # index: the block's number among those with the adapter
+    width = Val(shared=True)  # of the model's hidden states
+
+    def build(self, c, where):
+        self.alpha, width, hidden = c.shadow_alpha, self.width, c.update_hidden_size or c.r
+        self.shadow_down = nn.Linear(width, c.r, bias=False, **where)
+        self.shadow_up = nn.Linear(c.r, width, bias=False, **where)
+        if c.shadow_dropout:
+            self.shadow_dropout = nn.Dropout(c.shadow_dropout)
+        for name in ("shadow_update_transform", "shadow_update_gate"):
+            self.fields[name].__set__(self, _mlp(width, hidden, where))
+
+    def reset(self, c):
+        for part in (self.shadow_down, self.shadow_up, *self.shadow_update_transform, *self.shadow_update_gate):
+            if isinstance(part, nn.Linear):
+                part.reset_parameters()
+        if c.init_weights:
+            self.shadow_up.weight.zero_()
+
+    @classmethod
+    def file_key(cls, key, name):
+        """Files say "default" where the model has the adapter's name."""
+        field, _, rest = key.partition(".")
+        return f"{field}.default{rest.removeprefix(name)}"
+
+    def input(self, x):
+        s = self._states()[self.index]
+        difference = through(self.shadow_dropout, x - s.to(x.dtype))
+        correction = self.shadow_up(self.shadow_down(self.cast(difference, self.shadow_down.weight.dtype)))
+        return x + self.alpha * correction.to(x.dtype)
+
+    def output(self, x, y):
+        states = self._states()
+        if self.index + 1 < len(states):  # nothing reads what the last block would make of it
+            h = self.cast(y, self.shadow_down.weight.dtype)
+            candidate, gate = self.shadow_update_transform(h), self.shadow_update_gate(h).sigmoid()
+            states[self.index + 1] = torch.lerp(states[self.index].to(candidate.dtype), candidate, gate)
+        return y
+
+    def _states(self):
+        """[s before each block] of this call; each block fills in the next one's."""
+        call = self.layer.state.call()
+        if call is None or "shadow" not in call.arguments:
+            raise AdapterError(
+                f"{self.key} was not called through its PeftModel, so there is no shadow state. Call that, not the "
+                "base model or a part of it."
+            )
+        return call.arguments["shadow"]
+
+
+def _mlp(width, hidden, where):
+    return nn.Sequential(nn.Linear(width, hidden, **where), nn.GELU(), nn.Linear(hidden, width, **where))
+
+
+class ShadowLayer(HiddenStatesLayer):
+    """A block with Shadow adapters."""
+
+    adapter_cls = Shadow
