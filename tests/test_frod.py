@@ -48,6 +48,7 @@ def test_the_product_and_its_gradients_are_those_of_dense_matrices(rate):
     dense = (x @ V) @ places.dense(d, values).T @ U.T + bias
     torch.testing.assert_close(fused(x, d, values, bias), dense)
     assert torch.autograd.gradcheck(fused, (x, d, values, bias))
+    assert torch.autograd.gradgradcheck(fused, (x, d, values, bias))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
@@ -55,6 +56,7 @@ def test_the_weight_and_its_gradients_are_those_of_dense_matrices(rate):
     (_, d, values, _), V, U, places = parts(rate)
     torch.testing.assert_close(Weight.apply(V, U, d, values, places), U @ places.dense(d, values) @ V.T)
     assert torch.autograd.gradcheck(lambda d, values: Weight.apply(V, U, d, values, places), (d, values))
+    assert torch.autograd.gradgradcheck(lambda d, values: Weight.apply(V, U, d**2, values**2, places), (d, values))
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -87,13 +89,6 @@ def test_half_precision_keeps_the_sparse_part_in_float32():
     torch.testing.assert_close(found.float(), wanted, atol=0.05, rtol=0.05)
     found.float().sum().backward()
     assert d.grad.dtype is values.grad.dtype is torch.float32 and x.grad.dtype is torch.bfloat16
-
-
-def test_a_second_derivative_is_refused():
-    (x, d, values, bias), V, U, places = parts(0.3)
-    y = Product.apply(x, V, U, d, values, bias, places)
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
 def test_places_are_off_the_diagonal_and_differ():

@@ -22,8 +22,7 @@ LATER = {
     name
     for names in {
         "LoRA variants and data-driven initialisations": """
-            ArrowConfig BdLoraConfig EvaConfig KasaConfig LoftQConfig LoraGAConfig MontecloraConfig VeloraConfig
-            create_arrow_model get_eva_state_dict initialize_lora_eva_weights
+            EvaConfig LoftQConfig LoraGAConfig get_eva_state_dict initialize_lora_eva_weights
             preprocess_loraga replace_lora_weights_loftq""",
         "caches of transformers before 4.54": "bloom_model_postprocess_past_key_value",
     }.values()
@@ -39,6 +38,7 @@ PeftModelForCausalLM PeftModelForFeatureExtraction PeftModelForQuestionAnswering
 PeftModelForSequenceClassification PeftModelForTokenClassification PeftType PeftWarning PrefixEncoder
 PrefixTuningConfig PromptLearningConfig TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING TaskType
 TrainableTokensConfig TrainableTokensModel CPTConfig CPTEmbedding CartridgeConfig CartridgeEncoder MultitaskPromptTuningConfig MultitaskPromptTuningInit PromptEmbedding PromptEncoder PromptEncoderConfig PromptEncoderReparameterizationType PromptTuningConfig PromptTuningInit compose_cartridge_adapters initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text prompt_embeddings_from_past_key_values find_kappa_target_modules VeraConfig VeraModel AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel BeftConfig BeftModel BOFTConfig BOFTModel C3AConfig C3AModel DeftConfig DeftModel DeloraConfig DeloraModel FourierFTConfig FourierFTModel FrodConfig FrodModel GloraConfig GloraModel GraloraConfig GraloraModel HiraConfig HiraModel HRAConfig HRAModel IA3Config IA3Model LilyConfig LilyModel LNTuningConfig LNTuningModel LoHaConfig LoHaModel LoKrConfig LoKrModel MissConfig MissModel OFTConfig OFTModel OSFConfig OSFModel PeanutConfig PeanutModel PolyConfig PolyModel PsoftConfig PsoftModel PveraConfig PveraModel RandLoraConfig RandLoraModel RoadConfig RoadModel ShadowConfig ShadowModel ShiraConfig ShiraModel SupertuningConfig SupertuningModel TinyLoraConfig TinyLoraModel UniLoraConfig UniLoraModel VBLoRAConfig VBLoRAModel WaveFTConfig WaveFTModel XLoraConfig XLoraModel cast_mixed_precision_params convert_to_lora get_base_model_state_dict
+ArrowConfig BdLoraConfig KasaConfig MontecloraConfig VeloraConfig create_arrow_model
 get_layer_status get_model_status get_peft_config get_peft_model get_peft_model_state_dict inject_adapter_in_model
 load_peft_weights prepare_model_for_kbit_training save_as_lora set_base_model_state_dict set_peft_model_state_dict
 shift_tokens_right

@@ -38,7 +38,15 @@ TASKS = {
     "tasks": "PeftModelForCausalLM PeftModelForFeatureExtraction PeftModelForQuestionAnswering PeftModelForSeq2SeqLM "
     "PeftModelForSequenceClassification PeftModelForTokenClassification",
 }
-LORA_CONFIGS = {"methods.lora.config": "LoraConfig LoraRuntimeConfig"}
+LORA_CONFIGS = {
+    "methods.lora.config": "LoraConfig LoraRuntimeConfig",
+    "methods.lora.arrow": "ArrowConfig",
+    "methods.lora.bdlora": "BdLoraConfig",
+    "methods.lora.kasa": "KasaConfig",
+    "methods.lora.monteclora": "MontecloraConfig",
+    "methods.lora.velora": "VeloraConfig",
+}
+ARROW = {"methods.lora.arrow": "create_arrow_model"}
 LORA_LAYERS = {
     "by_kind": "Conv2d=lora.conv2 Conv3d=lora.conv3 Embedding=lora.embedding Linear=lora.linear ParamWrapper=lora.param",
     "methods.lora.lora": "LoraLayer",
@@ -88,6 +96,7 @@ ALIASES = {
         LORA_CONFIGS,
         {"methods.lora.lora": "LoraModel"},
         LORA_CONVERSION,
+        ARROW,
         {"mixed": "MixedModel"},
         compat_methods.public(),
     ),
@@ -118,7 +127,8 @@ ALIASES = {
             "set_additional_trainable_modules",
         },
     ),
-    "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION),
+    "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION, ARROW),
+    "tuners.lora.arrow": {"methods.lora.arrow": "ArrowConfig create_arrow_model"},
     "tuners.lora.config": LORA_CONFIGS,
     "tuners.lora.conversion": LORA_CONVERSION,
     "tuners.lora.intruders": {"methods.lora.intruders": "reduce_intruder_dimension"},

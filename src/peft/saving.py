@@ -30,6 +30,8 @@ def save_pretrained(
 
     safe_serialization: safetensors (else a pickle). selected_adapters: which ones, default all. state_dict: take the
     values from this one, gathered from a sharded model. is_main_process: False writes nothing.
+    path_initial_model_for_weight_conversion: given, a LoRA that subtracts its start (pissa, olora, corda, lora_ga) is
+    written as a plain one of twice the rank; the path itself is not read, for the start is known here.
     Raises ValueError for unknown adapters, CheckpointError, naming tensor or path, where nothing sound can be written.
     """
     if os.path.isfile(save_directory):
@@ -37,11 +39,6 @@ def save_pretrained(
     chosen = list(model.peft_config) if selected_adapters is None else list(selected_adapters)
     if unknown := [n for n in chosen if n not in model.peft_config]:
         raise ValueError(f"selected_adapters names unknown adapters {unknown}; there are {list(model.peft_config)}.")
-    if path_initial_model_for_weight_conversion is not None:
-        raise ValueError(
-            "path_initial_model_for_weight_conversion is not needed: adapters with a subtracted initialisation never "
-            "change the base model here. Convert one to plain LoRA with peft.save_as_lora."
-        )
     if not is_main_process:
         return
     base = model.get_base_model()
@@ -51,8 +48,12 @@ def save_pretrained(
             model, state_dict=state_dict, adapter_name=name, save_embedding_layers=save_embedding_layers
         )
         tensors = {k: _whole(k, t, name) for k, t in tensors.items()}
+        config = _config_for_file(model, base, name)
+        if not model._is_prompt_learning:
+            plain = path_initial_model_for_weight_conversion is not None
+            tensors, config = model.base_model.file_form(name, tensors, config, plain)
         files = dict([serialised(tensors, safe_serialization)])
-        files[CONFIG_NAME] = _config_for_file(model, base, name).to_json().encode()
+        files[CONFIG_NAME] = config.to_json().encode()
         files[provenance.FILE_NAME] = provenance.describe(
             base, {} if model._is_prompt_learning else model.base_model.layers, name
         )

@@ -40,6 +40,8 @@ HOMES = {
     "methods.lora.arrow": ["ArrowConfig", "create_arrow_model"],
     "methods.lora.bdlora": ["BdLoraConfig"],
     "methods.lora.config": ["LoraConfig", "LoraRuntimeConfig"],
+    "methods.lora.eva": ["EvaConfig", "get_eva_state_dict", "initialize_lora_eva_weights"],
+    "methods.lora.loraga": ["LoraGAConfig", "preprocess_loraga"],
     "methods.lora.kasa": ["KasaConfig"],
     "methods.lora.monteclora": ["MontecloraConfig"],
     "methods.lora.velora": ["VeloraConfig"],

@@ -17,7 +17,7 @@ def formula(config, tensors, weights, state):
 
 def example(name, base, target, **config):
     """An example; gradients are not those of the formula, for they are projected."""
-    identity = 1e-6 if config.get("init_weights", True) else None
+    identity = 0.0 if config.get("init_weights", True) else None
     return Example(name, base, {"target_modules": target, **config}, "OSF", oracle=formula, identity=identity,
                    projected=True, tolerance=6e-6)  # fmt: skip
 

@@ -52,5 +52,5 @@ TASKS = {"config_class": "PolyConfig", "call": {"task_ids": torch.tensor([2, 1])
 CASES = [
     Case("poly", "llama", QV, second={**QV, "r": 3, "n_skills": 3}, **TASKS),
     Case("poly_splits", "llama_bias", {**QV, "n_splits": 4, "init_weights": False}, **TASKS),
-    Case("poly_t5", "t5", {"n_tasks": 3, "task_type": "SEQ_2_SEQ_LM"}, **TASKS),
+    Case("poly_t5", "t5", {"r": 1, "n_tasks": 3, "task_type": "SEQ_2_SEQ_LM"}, **TASKS),
 ]

@@ -313,6 +313,14 @@ class Tuner(nn.Module):
                 left = (rest[0],)
             self.set_adapter(left)
 
+    def adapters_called(self, name):
+        """The adapters of that name on all layers."""
+        return [layer.adapters[name] for layer in self.layers.values() if name in layer.adapters]
+
+    def file_form(self, name, tensors, config, plain=False):
+        """(tensors, config) of an adapter as a file holds them. plain: in the simplest form of the method."""
+        return tensors, config
+
     def unwrap_empty(self):
         """Take away the wrappers that hold no adapter any more."""
         for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):

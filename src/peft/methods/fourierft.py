@@ -1,5 +1,6 @@
-"""FourierFT: the update's spectrum is zero but for a few trained numbers at random places (arXiv 2405.03003)."""
+"""FourierFT, W + s·Re(F⁻¹(S)): a few trained coefficients, at random places, of a Fourier transform (arXiv 2405.03003)."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -8,13 +9,15 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core import match
-from peft.core.adapter import Additive, Derived, Param, Val
+from peft.core.adapter import Additive, Param, Val
 from peft.core.defaults import FOURIERFT_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
+from peft.methods.seeded import check_count, places
+from peft.ops import spectral
 from peft.registry import register
 
 
@@ -24,69 +27,65 @@ class FourierFTConfig(TargetConfig):
 
     METHOD: ClassVar = PeftType.FOURIERFT
 
-    n_frequency: int = field(default=1000, metadata={"help": "trained numbers of each layer"})
-    scaling: int | float = field(default=150.0, metadata={"help": "the update is scaled by this"})
-    random_loc_seed: int | None = field(default=777, metadata={"help": "seed of their places"})
+    n_frequency: int = field(default=1000, metadata={"help": "trained coefficients of each layer"})
+    scaling: float = field(default=150.0, metadata={"help": "factor of the update"})
+    random_loc_seed: int | None = field(default=777, metadata={"help": "seed of the coefficients' places"})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "the base stores (in, out), as Conv1D does"})
     bias: Literal["none", "all", "fourier_only"] = field(default="none", metadata={"help": "base biases to train"})
     n_frequency_pattern: dict[str, int] | None = field(
         default_factory=dict, metadata={"help": "other n_frequency by layer name, name ending or regex"}
     )
-    init_weights: bool = field(default=False, metadata={"help": "True: start as the base model; False: at random"})
+    init_weights: bool = field(default=False, metadata={"help": "start as the base model (zeros), else at random"})
 
     def __post_init__(self):
         super().__post_init__()
         check_range(self, "n_frequency", 1)
         check_range(self, "scaling")
+        if self.random_loc_seed is None:
+            raise ConfigError("FourierFTConfig.random_loc_seed must be an int: no file holds the places themselves.")
 
 
 class FourierFT(Additive):
-    """W' = W + s·Re(F⁻¹(spectrum at its places)).
-
-    The real part of the inverse transform of S is that of (S + mirrored S) / 2, which is real and symmetric, so half
-    of it is enough and the transform costs half.
-    """
+    """S has `spectrum` at `indices`. Where it is sparse enough, x is transformed instead of S."""
 
     prefix = "fourierft_"
 
     fourierft_spectrum = Param()  # (n,)
-    places_in_half, share = Derived(), Derived()  # (2n,) into the half spectrum (out, in / 2 + 1); (2n,) ½, or 0
-    fourierft_n_frequency, fourierft_scaling = Val(), Val()
+    fourierft_n_frequency, fourierft_scaling, fourierft_random_loc_seed = Val(), Val(), Val()
+    indices = Val()  # (2, n): row and column of each coefficient
 
     def build(self, c, where):
-        out, inp = self.layer.shape
+        self.correct_layout(c)
         n = match.pattern_value(c.n_frequency_pattern, self.key, c.n_frequency)
-        if not 1 <= n <= out * inp:
-            raise ConfigError(f"n_frequency={n} must be between 1 and the {out * inp} entries of {self.key}.")
+        check_count("FourierFTConfig.n_frequency", n, self)
+        shape = self.layer.shape
         self.fourierft_n_frequency, self.fourierft_scaling = n, c.scaling
+        self.fourierft_random_loc_seed, self.indices = c.random_loc_seed, places(shape, n, c.random_loc_seed)
+        self.layout = _layout(shape, n, c.random_loc_seed) if spectral.pays(2 * n, shape) else None
         self.fourierft_spectrum = nn.Parameter(torch.empty(n, **where))
-
-    def derive(self, c):
-        (out, inp), n = self.layer.shape, self.fourierft_n_frequency
-        generator = torch.Generator().manual_seed(c.random_loc_seed)
-        places = torch.randperm(out * inp, generator=generator)[:n]
-        row, column = places // inp, places % inp
-        rows, columns = torch.cat([row, -row % out]), torch.cat([column, -column % inp])
-        inside = columns <= inp // 2
-        device = self.base.weight.device
-        self.places_in_half = torch.where(inside, rows * (inp // 2 + 1) + columns, 0).to(device)
-        self.share = (inside * 0.5).to(device)
 
     def reset(self, c):
         self.fourierft_spectrum.zero_() if c.init_weights else self.fourierft_spectrum.normal_()
 
     def remakes(self):
-        return 0.0
+        return 0.0 if self.layout is None else None
+
+    def output(self, x, y):
+        if self.layout is None:
+            return super().output(x, y)
+        out, inp = self.layer.shape
+        values = self.fourierft_spectrum * (self.fourierft_scaling / (out * inp))
+        return y + spectral.output(x, values, self.layout).to(y.dtype)
 
     def delta_weight(self):
-        out, inp = self.layer.shape
-        values = self.fourierft_spectrum
-        values = values if values.dtype == torch.float64 else values.float()
-        half = values.new_zeros(out * (inp // 2 + 1))
-        half = half.index_add(0, self.places_in_half, torch.cat([values, values]) * self.share.to(values.dtype))
-        half = half.view(out, -1)
-        delta = torch.fft.irfft2(torch.complex(half, torch.zeros_like(half)), s=(out, inp))
-        return (delta * self.fourierft_scaling).to(self.fourierft_spectrum.dtype)
+        c = self.fourierft_spectrum
+        S = torch.zeros(self.layer.shape, dtype=torch.promote_types(c.dtype, torch.float32), device=c.device)
+        return spectral.real_inverse(S.index_put(tuple(self.indices.to(c.device)), c.to(S.dtype))) * self.fourierft_scaling
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(shape, n, seed):
+    return spectral.waves(*places(shape, n, seed), shape)
 
 
 class FourierFTLayer(AdapterLayer):
@@ -95,7 +94,7 @@ class FourierFTLayer(AdapterLayer):
     adapter_cls = FourierFT
 
     def supports_lora_conversion(self, adapter_name="default"):
-        return self.kind.name == "linear"
+        return True
 
 
 class FourierFTModel(Tuner):

@@ -1,7 +1,7 @@
 """FRoD's products U (S + diag d) Vᵀ and x V (S + diag d)ᵀ Uᵀ, where S is sparse and S and d are trained.
 
 Why autograd.Functions: torch's gradient of a sparse product is dense, as large as S would be without its zeros. Here
-it is computed where S has entries only, and of the activations just one is kept, V's.
+it is computed where S has entries only.
 """
 
 import warnings
@@ -52,15 +52,20 @@ class Places:
             product = torch.addmm(product, S, wide)
         return product.to(h.dtype)
 
-    def entries(self, a, b):
-        """The entries of a bᵀ at the places of S; a and b (size, n)."""
-        found = torch.empty(len(self.flat), dtype=a.dtype, device=a.device)
+    def gradients(self, q, h, again):
+        """The diagonal of q hᵀ and its entries at the places of S; q and h (size, n). again: by what can be derived."""
+        if again:
+            product = q @ h.t()
+            return product.diagonal(), product.flatten()[self.flat]
+        q, h = (t if t.dtype.itemsize >= 4 else t.float() for t in (q, h))
+        found = torch.empty(len(self.flat), dtype=q.dtype, device=q.device)
         if len(found):
+            shape = (self.size, self.size)
             S = torch.sparse_csr_tensor(
-                self.ends, self.forward[1], torch.zeros_like(found), (self.size, self.size), check_invariants=False
+                self.ends, self.forward[1], torch.zeros_like(found), shape, check_invariants=False
             )
-            found[self.by_row] = torch.sparse.sampled_addmm(S, a, b.t(), beta=0).values()
-        return found
+            found[self.by_row] = torch.sparse.sampled_addmm(S, q, h.t(), beta=0).values()
+        return torch.linalg.vecdot(q, h), found
 
 
 def product(x, V, U, d, values, bias, places):
@@ -78,21 +83,24 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, V, U, d, values, bias, places):
         h = V.t() @ x.reshape(-1, x.shape[-1]).t()
-        ctx.save_for_backward(h, V, U, d, values)
-        ctx.shape, ctx.places = x.shape, places
+        ctx.save_for_backward(x, h, V, U, d, values)  # x: for second derivatives, which depend on it
+        ctx.places = places
         return F.linear(places.times(h, d, values).t(), U, bias).view(*x.shape[:-1], len(U))
 
     @staticmethod
     def backward(ctx, g):
-        _refuse_second_derivative()
-        h, V, U, d, values = ctx.saved_tensors
-        g = g.reshape(-1, g.shape[-1])
+        x, h, V, U, d, values = ctx.saved_tensors
         needs_x, _, _, needs_d, needs_values, needs_bias, _ = ctx.needs_input_grad
+        g, again = g.reshape(-1, g.shape[-1]), torch.is_grad_enabled()
+        h = V.t() @ x.reshape(-1, x.shape[-1]).t() if again else h
         q = U.t() @ g.t()
-        wide = [t if t.dtype.itemsize >= 4 else t.float() for t in (q, h)]
-        dx = F.linear(ctx.places.times(q, d, values, transposed=True).t(), V).view(ctx.shape) if needs_x else None
-        dd = torch.linalg.vecdot(*wide).to(d.dtype) if needs_d else None
-        dvalues = ctx.places.entries(*wide).to(values.dtype) if needs_values else None
+        dx = dd = dvalues = None
+        if needs_x:
+            q_in = ctx.places.dense(d, values).t().to(q.dtype) @ q if again else ctx.places.times(q, d, values, True)
+            dx = F.linear(q_in.t(), V).view(x.shape)
+        if needs_d or needs_values:
+            dd, dvalues = ctx.places.gradients(q, h, again)
+            dd, dvalues = dd.to(d.dtype), dvalues.to(values.dtype)
         return dx, None, None, dd, dvalues, g.sum(0) if needs_bias else None, None
 
 
@@ -107,12 +115,5 @@ class Weight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        _refuse_second_derivative()
         V, U = ctx.saved_tensors
-        q, h = U.t() @ g, V.t().contiguous()
-        return None, None, torch.linalg.vecdot(q, h), ctx.places.entries(q, h), None
-
-
-def _refuse_second_derivative():
-    if torch.is_grad_enabled():  # more would have to be kept for it
-        raise RuntimeError("FRoD's products have no second derivative; leave out create_graph=True.")
+        return None, None, *ctx.places.gradients(U.t() @ g, V.t().contiguous(), torch.is_grad_enabled()), None

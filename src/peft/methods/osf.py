@@ -1,7 +1,8 @@
-"""OSF: the lesser singular directions of W are trained; the greater ones, which hold what W knows, stay out of reach
-(arXiv 2504.07097)."""
+"""OSF, W + U·diag(S)·V − U₀·diag(S₀)·V₀: W's lesser singular directions are trained, never into the greater ones, which
+hold what W knows (arXiv 2504.07097)."""
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from peft.core.defaults import OSF_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.enums import PeftType
-from peft.errors import ConfigError
+from peft.errors import ConfigError, PeftWarning
 from peft.registry import register
 
 
@@ -39,78 +40,100 @@ class OSFConfig(ModulesConfig):
         for value in (self.effective_rank, *(self.rank_pattern or {}).values()):
             if value is not None and value <= 0:
                 raise ConfigError(f"OSFConfig.effective_rank and rank_pattern must be above 0, got {value!r}.")
+        if self.target_svd_config:
+            warnings.warn(
+                "OSFConfig.target_svd_config has no effect; rank_pattern sets the ranks of single layers.",
+                PeftWarning,
+                stacklevel=3,
+            )
 
 
 class OSF(Additive):
     """W' = W + U·diag(S)·V − (what that product was at first).
 
     osf_svd_params  U_low (out, n − k), S_low (n − k,), V_low (n − k, in), n the smaller side of W, k the frozen rank
+    Unmerging, which upstream refuses, is exact.
     """
 
     prefix = "osf_"
 
     osf_svd_params = Mod()
     osf_start = Derived()  # (out, in): the trained part of W, as it was
-    osf_U_high, osf_V_high = Derived(), Derived()  # (out, k), (k, in): gradients stay orthogonal to these
+    osf_U_side, osf_V_side = Derived(), Derived()  # (out, m), (in, m): see `_side`
     effective_rank = Val()
+
+    low = None  # the first U_low, S_low and V_low, between deriving and initialising
 
     def build(self, c, where):
         out, inp = self.layer.shape
         least = min(out, inp)
         asked = next((r for p, r in (c.rank_pattern or {}).items() if re.search(p, self.key)), c.effective_rank)
-        k = least // 2 if asked is None else int(least * asked) if isinstance(asked, float) and asked <= 1 else int(asked)
-        k = min(k, least)
+        asked = 0.5 if asked is None else asked
+        k = min(least, int(least * asked if isinstance(asked, float) and asked <= 1 else asked))
         if k < 1:
-            raise ConfigError(f"OSF's effective_rank={asked!r} leaves no frozen direction of {self.key}, {out} x {inp}.")
+            raise ConfigError(
+                f"OSF's effective_rank={asked!r} leaves no frozen direction of {self.key}, {out} x {inp}."
+            )
         self.effective_rank, n = k, least - k
         shapes = {"U_low": (out, n), "S_low": (n,), "V_low": (n, inp)}
         self.osf_svd_params = nn.ParameterDict({name: torch.empty(s, **where) for name, s in shapes.items()})
 
-    def parts(self):
-        """(U, S, V) of W, in the adapter's dtype."""
-        like = self.osf_svd_params["S_low"].dtype
-        W = self.base_weight()
-        return [t.to(W.dtype).to(like) for t in torch.linalg.svd(W.float(), full_matrices=False)]
-
     def derive(self, c):
-        k = self.effective_rank
-        U, S, V = self.parts()
-        self.osf_start = (U[:, k:] * S[k:]) @ V[k:]
-        self.osf_U_high, self.osf_V_high = U[:, :k].contiguous(), V[:k].contiguous()
+        k, like, W = self.effective_rank, self.osf_svd_params["S_low"], self.base_weight()
+        parts = torch.linalg.svd(W.float(), full_matrices=False)
+        U, S, V = (t.to(W.dtype).to(like.dtype) for t in parts)  # through W's dtype, as files of such a base have it
+        low = {"U_low": U[:, k:].contiguous(), "S_low": S[k:], "V_low": V[k:]}
+        self.osf_start = (low["U_low"] * low["S_low"]) @ low["V_low"]
+        self.osf_U_side, self.osf_V_side = self._side(U), self._side(V.T)
+        self.low = None if like.is_meta else low
+
+    def _side(self, vectors):
+        """Of singular vectors (d, n), those that gradients must be orthogonal to. Where they are a whole basis, those
+        that gradients must be made of will do, and are taken if they are fewer."""
+        (d, n), k = vectors.shape, self.effective_rank
+        return (vectors[:, k:] if d == n and n - k < k else vectors[:, :k]).contiguous()
 
     def reset(self, c):
-        k, p = self.effective_rank, self.osf_svd_params
-        if c.init_weights is False:
-            for t in p.values():
-                t.normal_()
-            return
-        U, S, V = self.parts()
-        for name, value in (("U_low", U[:, k:]), ("S_low", S[k:]), ("V_low", V[k:])):
-            p[name].copy_(value)
+        if self.low is None:  # a file left some of it out
+            self.derive(c)
+        for name, p in self.osf_svd_params.items():
+            p.normal_() if c.init_weights is False else p.copy_(self.low[name])
+        self.low = None
 
     def remakes(self):
         """The product U·S·V does not depend on how many tokens there are."""
         return 0.0
 
     def delta_weight(self):
-        p = self.osf_svd_params
-        U = Orthogonal.apply(p["U_low"], self.osf_U_high.to(p["U_low"]))
-        V = Orthogonal.apply(p["V_low"].T, self.osf_V_high.T.to(p["V_low"])).T
-        return (U * p["S_low"]) @ V - self.osf_start.to(p["S_low"])
+        p, k = self.osf_svd_params, self.effective_rank
+        U, S, V = p["U_low"], p["S_low"], p["V_low"]
+        if torch.is_grad_enabled():
+            U = Orthogonal.apply(U, self.osf_U_side.to(U), k)
+            V = Orthogonal.apply(V.T, self.osf_V_side.to(V), k).T
+        return ((U * S) @ V).sub_(self.osf_start.to(S))
+
+    def merged_weight(self, W):
+        return self.delta(W).add_(W)
 
 
 class Orthogonal(torch.autograd.Function):
-    """The columns of U (d, n), whose gradient loses what lies in the span of the orthonormal columns of `fixed` (d, k)."""
+    """U (d, n), whose gradient loses what lies in the span of the k columns of `side` (d, k).
+
+    A side that has not k columns spans what it may keep. (Not a hook on U, as upstream has it: copies and loaders would
+    lose that.)
+    """
 
     @staticmethod
-    def forward(ctx, U, fixed):
-        ctx.save_for_backward(fixed)
+    def forward(ctx, U, side, k):
+        ctx.save_for_backward(side)
+        ctx.k = k
         return U.view_as(U)
 
     @staticmethod
     def backward(ctx, g):
-        (fixed,) = ctx.saved_tensors
-        return g - fixed @ (fixed.T @ g), None
+        (side,) = ctx.saved_tensors
+        part = side @ (side.T @ g)
+        return g - part if side.shape[1] == ctx.k else part, None, None
 
 
 class OSFLayer(AdapterLayer):

@@ -1,4 +1,4 @@
-"""Poly, Wx + b + BAx/r: A and B are mixed from LoRA skills, as each sample's task says (arXiv 2202.13914, 2211.03831)."""
+"""Poly, Wx + b + BAx/r: A and B are mixed from LoRA skills as a sample's task says (arXiv 2202.13914, 2211.03831)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -19,7 +19,7 @@ from peft.registry import register
 
 @dataclass
 class PolyConfig(ModulesConfig):
-    """Poly on linear layers; n_splits above 1 is multi-head routing. Wrong values raise ConfigError, naming the field."""
+    """Poly on linear layers; with n_splits, multi-head routing. Wrong values raise ConfigError, naming the field."""
 
     METHOD: ClassVar = PeftType.POLY
 
@@ -71,8 +71,8 @@ class Poly(Adapter):
         out, inp = self.layer.shape
         if out % c.n_splits or inp % c.n_splits:
             raise ConfigError(
-                f"PolyConfig.n_splits={c.n_splits} must divide the {inp} inputs and {out} outputs of {self.key}. Choose "
-                "another number, or take the layer out of target_modules."
+                f"PolyConfig.n_splits={c.n_splits} must divide the {inp} inputs and {out} outputs of {self.key}. "
+                "Choose another number, or take the layer out of target_modules."
             )
         self.r, self.n_tasks, self.n_skills, self.n_splits = c.r, c.n_tasks, c.n_skills, c.n_splits
         self.poly_type = c.poly_type

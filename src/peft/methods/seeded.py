@@ -1,5 +1,6 @@
-"""Random tensors that a seed gives back: frozen bases that a file need not hold."""
+"""Random tensors that a seed gives back, which a file need not hold: frozen bases, places in a matrix."""
 
+import functools
 import math
 
 import torch
@@ -11,6 +12,14 @@ def kaiming_uniform(shape, generator):
     """Uniform in ±√(6 / fan_in), float32 on the CPU: a seed gives upstream's values."""
     bound = math.sqrt(6 / math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+@functools.lru_cache(maxsize=256)  # most layers of a model have the shape of many others
+def places(shape, count, seed):
+    """Rows and columns of `count` different places in a matrix, (2, count): a seed gives upstream's, in its order."""
+    out, inp = shape
+    chosen = torch.randperm(out * inp, generator=torch.Generator().manual_seed(seed))[:count]
+    return torch.stack([chosen // inp, chosen % inp])
 
 
 def largest(layers):

@@ -84,8 +84,8 @@ class UniLora(Additive):
 
     def factors(self):
         """A (r, in) and B (out, r)."""
-        theta = self.unilora_theta_d
-        A, B = theta[self.unilora_indices_A], theta[self.unilora_indices_B]
+        index = self.unilora_indices_A, self.unilora_indices_B
+        A, B = (self.unilora_theta_d.index_select(0, i.view(-1)).view_as(i) for i in index)
         return A * self.unilora_scales_A, B * self.unilora_scales_B
 
     def low_rank(self):

@@ -18,7 +18,7 @@ TOLERANCE = 0.05  # relative; bfloat16 rounding is 0.004, another model is about
 
 
 def sample(layer):
-    """A few base weights of a layer, evenly spaced; None where it has no one weight, or that is quantized or not here."""
+    """A few base weights of a layer, evenly spaced; None where it has no one weight, or it is quantized or not here."""
     base = layer.get_base_layer()
     if layer.backend.name or layer.kind.name in ("mha", "whole", "attention", "block"):
         return None

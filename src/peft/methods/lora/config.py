@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import warnings
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,14 @@ VARIANTS = {
 }
 
 
+# Starts of A and B that data decides: field -> (module beside this one, the class of its value, init_lora_weights).
+STARTS = {
+    "eva_config": ("eva", "EvaConfig", "eva"),
+    "corda_config": ("corda", "CordaConfig", "corda"),
+    "lora_ga_config": ("loraga", "LoraGAConfig", "lora_ga"),
+}
+
+
 @dataclass
 class LoraRuntimeConfig:
     """Settings of this process only; never saved.
@@ -42,12 +51,7 @@ class LoraConfig(TargetConfig):
     METHOD: ClassVar = PeftType.LORA
     NOT_SAVED: ClassVar = ("runtime_config",)
     # Settings of variants that this version cannot run: a file that uses one is refused, not loaded as plain LoRA.
-    NOT_HERE: ClassVar = (
-        "megatron_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-    )
+    NOT_HERE: ClassVar = ("megatron_config",)
 
     r: int = field(default=8, metadata={"help": "rank: the width of A and B"})
     lora_alpha: int | float = field(default=8, metadata={"help": "the update is scaled by lora_alpha / r"})
@@ -123,6 +127,7 @@ class LoraConfig(TargetConfig):
                 "something else, so it is refused rather than ignored."
             )
         check_init(self.init_lora_weights)
+        self._check_starts()
         self._check_variants()
         if self.use_dora and self.lora_bias:
             raise ConfigError("lora_bias=True is not supported with use_dora=True: DoRA has no bias in B.")
@@ -137,6 +142,20 @@ class LoraConfig(TargetConfig):
             if sum(end - start for start, end in self.layer_replication) > MAX_LAYERS:
                 raise ConfigError(f"LoraConfig.layer_replication asks for more than {MAX_LAYERS} layers.")
             self.layer_replication = [tuple(span) for span in self.layer_replication]
+
+    def _check_starts(self):
+        """Starts that data decides have settings, and settings are for their start only."""
+        for name, (module, settings, mode) in STARTS.items():
+            value = getattr(self, name)
+            if value is not None:
+                cls = getattr(importlib.import_module(f"peft.methods.lora.{module}"), settings)
+                setattr(self, name, _settings(name, value, cls))
+                if self.init_lora_weights != mode:
+                    warnings.warn(
+                        f"LoraConfig.{name} has no effect without init_lora_weights={mode!r}.", stacklevel=4
+                    )
+            elif self.init_lora_weights == mode:
+                raise ConfigError(f"init_lora_weights={mode!r} needs {name}={settings}(...).")
 
     def _check_variants(self):
         """Make the settings of variants objects, as they are not in files; there can be those of one variant only."""

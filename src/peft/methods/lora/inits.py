@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from peft.errors import ConfigError
+from peft.layers.linear import Conv1D
 
 SEED = 20405  # for the randomised SVD: loading must find the very factors that training started from
-LATER = ("eva", "corda", "loftq", "lora_ga")
+LATER = ("loftq",)
+FROM_DATA = ("corda", "lora_ga")  # no base weight gives these starts back: files hold them, see `plain.plain_form`
 
 
 def check_init(mode):
@@ -39,6 +41,21 @@ def subtracted(mode, W, r, s):
         niter = mode.removeprefix("pissa").removeprefix("_niter_")
         return pissa(W, r, s, int(niter) if niter else None)
     return None
+
+
+def from_data(mode, base, W, r, s, c):
+    """(A0, B0) from what `preprocess_corda` or `preprocess_loraga` left at the base layer, or None without that."""
+    if mode == "corda":
+        from peft.methods.lora import corda
+
+        return corda.start(base.eigens, r, s) if hasattr(base, corda.EIGENS) else None
+    from peft.methods.lora import loraga
+
+    gradient = getattr(base, loraga.GRADIENT, None)
+    if gradient is None:
+        return None
+    gradient = gradient if gradient.shape == W.shape and not Conv1D.owns(base) else gradient.T
+    return loraga.start(gradient.float(), W, r, s, c.lora_ga_config)
 
 
 def olora(W, r):
@@ -106,6 +123,9 @@ INITS = {
     "mica": mica,
     "pissa": None,  # A and B start as (A0, B0), see `subtracted`
     "olora": None,
+    "corda": None,
+    "lora_ga": None,
+    "eva": kaiming,  # until `initialize_lora_eva_weights`
 }
 
 

@@ -104,7 +104,11 @@ class Lora(Additive):
         if self.mode in (True, False) or self.layer.base_layer is None:
             return
         W = self.base_weight()
-        if W.ndim == 2 and (start := inits.subtracted(self.mode, W, self.r, self.scaling)) is not None:
+        if self.mode in inits.FROM_DATA:
+            start = inits.from_data(self.mode, self.base, W.float(), self.r, self.scaling, c)
+        else:
+            start = inits.subtracted(self.mode, W, self.r, self.scaling) if W.ndim == 2 else None
+        if start is not None:
             like = self.factors()[0]
             self.lora_start_A, self.lora_start_B = (t.to(W.device, like.dtype) for t in start)
 
@@ -113,6 +117,11 @@ class Lora(Additive):
         if self.lora_start_A is not None:
             A.copy_(self.lora_start_A)
             B.copy_(self.lora_start_B)
+        elif self.mode in inits.FROM_DATA:
+            raise ConfigError(
+                f"init_lora_weights={self.mode!r} starts {self.key} from data, but none was collected for it. Call "
+                f"preprocess_{self.mode.replace('_', '')}(model, config, ...) before get_peft_model."
+            )
         elif self.kind.name == "embedding" and self.mode is True:
             A.zero_()  # the other way round than elsewhere: a lookup in A is cheap to make zero
             B.normal_()
@@ -165,6 +174,20 @@ class Lora(Additive):
         if (start := self.lora_start_A) is not None:
             A, B = torch.cat([A, start.to(A.dtype)]), torch.cat([B, -self.lora_start_B.to(B.dtype)], dim=1)
         return A, B
+
+    @classmethod
+    def from_file(cls, c, tensors, adapters):
+        """Files of starts from data hold twice the rank, the second half being the start: see `plain.plain_form`."""
+        tensors = dict(tensors)
+        for adapter in adapters if c.init_lora_weights in inits.FROM_DATA else ():
+            keys = [k for k in tensors if k.endswith((f"{adapter.key}.lora_A.weight", f"{adapter.key}.lora_B.weight"))]
+            if len(keys) == 2 and tensors[min(keys)].shape[0] == 2 * adapter.r:
+                (A, A0), (B, B0) = tensors[min(keys)].chunk(2), tensors[max(keys)].chunk(2, dim=1)
+                tensors[min(keys)], tensors[max(keys)] = A, B
+                like = adapter.factors()[0]
+                device = adapter.base.weight.device
+                adapter.lora_start_A, adapter.lora_start_B = (t.to(device, like.dtype) for t in (A0, -B0))
+        return tensors
 
     def saved_slots(self):
         if self.twin is None:
@@ -373,6 +396,20 @@ class LoraModel(Tuner):
         names = self.state.active if names is None else [names] if isinstance(names, str) else names
         chosen = [n for n in names if n in self.peft_config and getattr(self.peft_config[n], variant, None)]
         return [layer.adapters[n] for layer in self.layers.values() for n in chosen if n in layer.adapters]
+
+    def file_form(self, name, tensors, config, plain=False):
+        """(tensors, config) as a file holds them: starts from data, or with plain=True any, become further rank."""
+        from peft.methods.lora.plain import plain_form
+
+        started = any(a.lora_start_A is not None for a in self.adapters_called(name))
+        if plain and not started:
+            raise ConfigError(
+                f"Adapter {name!r} starts with init_lora_weights={config.init_lora_weights!r}, which takes nothing from "
+                "the base: there is nothing to convert. Leave path_initial_model_for_weight_conversion out."
+            )
+        if not started or not (plain or config.init_lora_weights in inits.FROM_DATA):
+            return tensors, config
+        return plain_form(tensors, config, self.adapters_called(name))
 
     def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type="svd", *args, **options):
         """Combine adapters into a new one; see `peft.methods.lora.combine.add_weighted_adapter`."""

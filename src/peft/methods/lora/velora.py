@@ -59,9 +59,8 @@ class Velora(Lora):
             return lowrank.add(self.base, y, x, f)
         x = lowrank.input_of(x, f)
         h = CompressedLinear.apply(x, f.A.to(x.dtype), self._direction(x.detach()), self.config.velora_config.scale)
-        h = h.reshape(-1, h.shape[-1]).to(y.dtype) * f.s
-        y = y if f.bias is None else y + (f.bias * f.s).to(y.dtype)
-        return torch.addmm(y.reshape(-1, y.shape[-1]), h, f.B.to(y.dtype).t()).view(y.shape)
+        more = F.linear(h * f.s, f.B.to(h.dtype), None if f.bias is None else (f.bias * f.s).to(h.dtype))
+        return y + more.to(y.dtype)
 
     @torch.no_grad()
     def _direction(self, x):

@@ -2,7 +2,6 @@
 
 import copy as copying
 
-import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss, ForSequenceClassificationLoss

@@ -29,8 +29,8 @@ class Shadow(Adapter):
         self.shadow_up = nn.Linear(c.r, width, bias=False, **where)
         if c.shadow_dropout:
             self.shadow_dropout = nn.Dropout(c.shadow_dropout)
-        for name in ("shadow_update_transform", "shadow_update_gate"):
-            self.fields[name].__set__(self, _mlp(width, hidden, where))
+        self.shadow_update_transform = _mlp(width, hidden, where)
+        self.shadow_update_gate = _mlp(width, hidden, where)
 
     def reset(self, c):
         for part in (self.shadow_down, self.shadow_up, *self.shadow_update_transform, *self.shadow_update_gate):

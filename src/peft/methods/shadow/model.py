@@ -26,7 +26,7 @@ class ShadowModel(Tuner):
 
     shadow_backbone    {adapter: the small model beside the base}
     shadow_projection  {adapter: from its width to the base's}
-    shadow_head        {adapter: what classifies by its state alone}, for classifiers; language models use their own head
+    shadow_head        {adapter: what classifies by its state alone}; language models use the base's
     last_shadow_loss   the loss of what the backbone alone predicted in the latest call with labels
     """
 
@@ -40,7 +40,7 @@ class ShadowModel(Tuner):
         base = getattr(self.model, "config", None)
         if not hasattr(self.model, "base_model") or base is None or getattr(base, "is_encoder_decoder", False):
             raise ConfigError(
-                f"Shadow knows models of transformers that are one stack of blocks; {type(self.model).__name__} is not. "
+                f"Shadow needs a model of transformers that is one stack of blocks; {type(self.model).__name__} is none. "
                 "Encoder-decoders, diffusion transformers and plain modules are not supported by this version."
             )
         picked = config.layers_to_transform
@@ -103,10 +103,10 @@ class ShadowModel(Tuner):
         return [layer.adapters[name] for layer in self.layers.values() if name in layer.adapters]
 
     def _remove(self, name):
-        super()._remove(name)
         for part in PARTS:
             if part in self._modules and name in self._modules[part]:
                 del self._modules[part][name]
+        super()._remove(name)
 
     def own_slots(self, adapter_name):
         """The backbone and what belongs to it. Files say "default" where the model has the adapter's name."""
