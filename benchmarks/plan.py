@@ -92,7 +92,15 @@ def method_rows() -> list[Row]:
         arguments = {"method": name}
         rows.append(Row("P9", f"{name} step", "method_step", arguments, aim))
         rows.append(
-            Row("P9", f"{name} peak memory", "method_memory", arguments, unit="B", fresh_process=True, deterministic=True)
+            Row(
+                "P9",
+                f"{name} peak memory",
+                "method_memory",
+                arguments,
+                unit="B",
+                fresh_process=True,
+                deterministic=True,
+            )
         )
     return rows
 

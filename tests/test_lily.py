@@ -10,7 +10,9 @@ import peft
 
 
 def test_output_is_that_of_the_definition():
-    model = peft.get_peft_model(models.fill(models.Mlp()), peft.LilyConfig(r=3, num_B=4, scaling=2.0, target_modules=["lin1"]))
+    model = peft.get_peft_model(
+        models.fill(models.Mlp()), peft.LilyConfig(r=3, num_B=4, scaling=2.0, target_modules=["lin1"])
+    )
     train_a_little(model)
     layer, x = model.base_model.layers["lin1"], models.noise((2, 5, 24), 3)
     a = layer.adapters["default"]

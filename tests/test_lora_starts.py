@@ -41,7 +41,9 @@ def start(kind, model, **options):
 
 
 # -- subtracted starts -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"rank_pattern": {"lin1": 1}, "alpha_pattern": {"lin0": 5}}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"rank_pattern": {"lin1": 1}, "alpha_pattern": {"lin0": 5}}]
+)
 @pytest.mark.parametrize("kind", ["lora_ga", "corda"])
 def test_the_base_is_never_touched_and_files_are_plain_lora(kind, options, tmp_path):
     model = start(kind, base(), **options)
@@ -113,14 +115,20 @@ def test_lora_ga_takes_the_mean_gradient_and_leaves_no_trace(tmp_path):
     assert [(n, p.requires_grad) for n, p in model.named_parameters()] == before
     assert all(p.grad is None for p in model.get_submodule("lin0").parameters() if p.ndim == 2) and not model.training
     again = base()
-    preprocess_loraga(again, config, lambda: pytest.fail("the cache was not read"), cache_file=str(tmp_path / "grads" / "g.bin"))
+    preprocess_loraga(
+        again, config, lambda: pytest.fail("the cache was not read"), cache_file=str(tmp_path / "grads" / "g.bin")
+    )
     assert torch.equal(getattr(again.lin0, GRADIENT), getattr(model.lin0, GRADIENT))
 
 
 @pytest.mark.parametrize("scale", ["stable", "weight_svd", "gd_scale", "unit"])
 @pytest.mark.parametrize("direction", ["ArBr", "A2rBr", "ArB2r", "random"])
 def test_lora_ga_directions_are_those_of_the_gradient(direction, scale):
-    config = lora(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig(direction=direction, scale=scale), target_modules=["lin0"])
+    config = lora(
+        init_lora_weights="lora_ga",
+        lora_ga_config=peft.LoraGAConfig(direction=direction, scale=scale),
+        target_modules=["lin0"],
+    )
     model = base()
     preprocess_loraga(model, config, lambda: model(X).square().sum().backward())
     gradient = getattr(model.lin0, GRADIENT)
@@ -143,7 +151,11 @@ def test_lora_ga_directions_are_those_of_the_gradient(direction, scale):
 @pytest.mark.parametrize("method", ["ipm", "kpm"])
 def test_corda_is_the_part_of_w_that_its_inputs_choose(method, tmp_path):
     model = base()
-    options = {"corda_method": method, "covariance_file": str(tmp_path / "c.bin"), "cache_file": str(tmp_path / "e.bin")}
+    options = {
+        "corda_method": method,
+        "covariance_file": str(tmp_path / "c.bin"),
+        "cache_file": str(tmp_path / "e.bin"),
+    }
     config = lora(init_lora_weights="corda", corda_config=CordaConfig(**options), target_modules=["lin0"])
     preprocess_corda(model, config, run_model=lambda: [model(part) for part in X.chunk(2)])
     C = sum((p / p.max().abs()).T @ (p / p.max().abs()) for p in X.chunk(2)) / 2
@@ -211,7 +223,10 @@ def test_eva_state_can_be_made_first_and_of_a_plain_model():
 def test_eva_looks_at_tokens_that_count():
     config = eva()
     config.task_type = "CAUSAL_LM"
-    from peft.methods.lora.eva import prepare_layer_inputs_fn_language_modeling, prepare_model_inputs_fn_language_modeling
+    from peft.methods.lora.eva import (
+        prepare_layer_inputs_fn_language_modeling,
+        prepare_model_inputs_fn_language_modeling,
+    )
 
     batch = {
         "input_ids": torch.ones(2, 3, dtype=torch.long),

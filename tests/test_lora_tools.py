@@ -38,7 +38,9 @@ def test_kappa_orders_layers_by_condition():
 def test_kappa_knows_expert_parameters():
     model = models.build("moe")
     found = find_kappa_target_modules(model, top_p=0.5, show_progress=False)
-    assert found["target_parameters"] and all(dict(model.named_parameters())[n].ndim == 3 for n in found["target_parameters"])
+    assert found["target_parameters"] and all(
+        dict(model.named_parameters())[n].ndim == 3 for n in found["target_parameters"]
+    )
     config = peft.LoraConfig(target_modules=found["target_modules"], target_parameters=found["target_parameters"])
     assert peft.get_peft_model(model, config).get_nb_trainable_parameters()[0] > 0
 

@@ -82,7 +82,9 @@ def test_lorafa_moves_b_along_the_projected_gradient():
             m, v = state.get(layer, (0, 0))
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
             state[layer] = m, v
-            moved = B - 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-6 / (1 - 0.999**step) ** 0.5)
+            moved = B - 0.01 * (m / (1 - 0.9**step)) / (
+                (v / (1 - 0.999**step)).sqrt() + 1e-6 / (1 - 0.999**step) ** 0.5
+            )
             wanted[layer] = moved * (1 - 0.01 * 0.1)
         before = {layer: factors(model, layer)[0].clone() for layer in wanted}
         optimizer.step()

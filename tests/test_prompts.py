@@ -1,4 +1,4 @@
-"""Prompt tuning, P-tuning, multitask prompts, CPT and Cartridge: against upstream's numbers, and their own behaviour."""
+"""Prompt tuning, P-tuning, multitask prompts, CPT and Cartridge: against upstream's numbers, and by themselves."""
 
 from __future__ import annotations
 
@@ -215,7 +215,9 @@ def test_multitask_starts_from_a_source(start, form, tmp_path):
     for name in encoder.extra_tables:
         values = getattr(held, name)
         wanted = {"AVERAGE_SOURCE_TASKS": values.mean(0), "EXACT_SOURCE_TASK": values[1]}.get(start)
-        assert torch.equal(getattr(encoder, name)[0], wanted) if wanted is not None else getattr(encoder, name).std() < 0.1
+        assert (
+            torch.equal(getattr(encoder, name)[0], wanted) if wanted is not None else getattr(encoder, name).std() < 0.1
+        )
     config.prompt_tuning_init_state_dict_path = None
     with pytest.raises(ConfigError, match="prompt_tuning_init_state_dict_path"):
         get_peft_model(models.llama(), config)
@@ -245,7 +247,7 @@ def test_cpt_keeps_tokens_within_reach():
 
 @pytest.mark.parametrize("options", [{"task_type": "SEQ_CLS"}, {"task_type": "CAUSAL_LM", "cpt_mask": [1, 1]}])
 def test_cpt_refuses_wrong_configs(options):
-    with pytest.raises(ValueError, match="task_type|cpt_mask"):
+    with pytest.raises(ValueError, match=r"task_type|cpt_mask"):
         peft.CPTConfig(cpt_token_ids=[1, 2, 3], **options)
 
 

@@ -20,6 +20,9 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     method, kind, spatial = registry.method(found[1].upper()), found[2], found[3]
     title = NAMES.get(kind) or (f"Conv{spatial}d" if spatial else "_ConvNd")
-    about = {"__module__": __name__, "__doc__": f"{method.name} on one kind of layer: {title}(base_layer, adapter_name, config, **settings)."}
+    about = {
+        "__module__": __name__,
+        "__doc__": f"{method.name} on one kind of layer: {title}(base_layer, adapter_name, config, **settings).",
+    }
     dimensions = int(spatial) if spatial else None
     return OfKind(title, (method.tuner.layer_cls,), about, kind=kind, spatial=dimensions, config=method.config)

@@ -54,16 +54,58 @@ CARTRIDGE_TOOLS = (
     "compose_cartridge_adapters initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text "
     "prompt_embeddings_from_past_key_values"
 )
-MODEL_LEVEL = {"adaption_prompt": "AdaptionPrompt", "shadow": "Shadow", "xlora": "XLora"}  # without a layer of their own
+MODEL_LEVEL = {
+    "adaption_prompt": "AdaptionPrompt",
+    "shadow": "Shadow",
+    "xlora": "XLora",
+}  # without a layer of their own
 
 
 # Upstream's tables of default targets that are not LoRA's; LN tuning's and VB-LoRA's names are spelled as there.
 OWN_TARGETS = {
     "LNTUNING": "LN_TUNING",
-    **{name: name for name in "ADALORA ADAMSS BEFT C3A FOURIERFT FROD IA3 OSF PVERA SHIRA VBLORA VERA WAVEFT".split()},
+    **{
+        name: name
+        for name in [
+            "ADALORA",
+            "ADAMSS",
+            "BEFT",
+            "C3A",
+            "FOURIERFT",
+            "FROD",
+            "IA3",
+            "OSF",
+            "PVERA",
+            "SHIRA",
+            "VBLORA",
+            "VERA",
+            "WAVEFT",
+        ]
+    },
 }
-LIKE_LORA = """BOFT DEFT DELORA GLORA GRALORA HIRA HRA LILY LOHA LOKR LORA MISS OFT PEANUT POLY PSOFT RANDLORA ROAD
-SUPERTUNING TINYLORA UNILORA""".split()
+LIKE_LORA = [
+    "BOFT",
+    "DEFT",
+    "DELORA",
+    "GLORA",
+    "GRALORA",
+    "HIRA",
+    "HRA",
+    "LILY",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "MISS",
+    "OFT",
+    "PEANUT",
+    "POLY",
+    "PSOFT",
+    "RANDLORA",
+    "ROAD",
+    "SUPERTUNING",
+    "TINYLORA",
+    "UNILORA",
+]
 
 
 def target_tables():
@@ -81,7 +123,9 @@ def aliases():
         home, path = f"methods.{method}", f"tuners.{method}"
         layers = {home: f"{stem}Layer"}
         if kinds:
-            layers["by_kind"] = " ".join(f"{name}={method}.{kind}" for name, kind in (k.split("=") for k in kinds.split()))
+            layers["by_kind"] = " ".join(
+                f"{name}={method}.{kind}" for name, kind in (k.split("=") for k in kinds.split())
+            )
         found[path] = {**layers, home: f"{stem}Config {stem}Model {stem}Layer"}
         found[f"{path}.config"] = {home: f"{stem}Config"}
         found[f"{path}.layer"] = layers

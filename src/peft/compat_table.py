@@ -48,7 +48,8 @@ LORA_CONFIGS = {
 }
 ARROW = {"methods.lora.arrow": "create_arrow_model"}
 LORA_LAYERS = {
-    "by_kind": "Conv2d=lora.conv2 Conv3d=lora.conv3 Embedding=lora.embedding Linear=lora.linear ParamWrapper=lora.param",
+    "by_kind": "Conv2d=lora.conv2 Conv3d=lora.conv3 Embedding=lora.embedding Linear=lora.linear "
+    "ParamWrapper=lora.param",
     "methods.lora.lora": "LoraLayer",
 }
 LORA_CONVERSION = {"methods.lora.convert": "convert_to_lora save_as_lora"}
@@ -132,7 +133,9 @@ ALIASES = {
     "tuners.lora.config": LORA_CONFIGS,
     "tuners.lora.conversion": LORA_CONVERSION,
     "tuners.lora.intruders": {"methods.lora.intruders": "reduce_intruder_dimension"},
-    "tuners.lora.layer": _merged(LORA_LAYERS, {"by_kind": "Conv1d=lora.conv1 MultiheadAttention=lora.mha _ConvNd=lora.conv"}),
+    "tuners.lora.layer": _merged(
+        LORA_LAYERS, {"by_kind": "Conv1d=lora.conv1 MultiheadAttention=lora.mha _ConvNd=lora.conv"}
+    ),
     "tuners.lora.model": {"methods.lora.lora": "LoraLayer LoraModel", "methods.lora.config": "LoraConfig"},
     "tuners.mixed": MIXED,
     "tuners.mixed.model": MIXED,

@@ -23,7 +23,7 @@ class KappaTuneSelector:
         self._condition_numbers = self._parameter_condition_numbers = None
 
     def get_best_targets(self, top_p=None, num_modules=None, threshold=None):
-        """Names of linear layers, best first: a share top_p of them, or that many, or those up to a condition number."""
+        """Names of linear layers, best first: a share top_p of them, that many, or those up to a condition number."""
         self._compute()
         return _best(self._condition_numbers, top_p, num_modules, threshold)
 
@@ -38,7 +38,10 @@ class KappaTuneSelector:
             return
         layers = {key: m for key, _, m in match.walk(self.model) if isinstance(m, nn.Linear)}
         experts = {n: p for n, p in self.model.named_parameters() if p.ndim == 3 and n.endswith(self.suffixes)}
-        layers, experts = self._fitting(layers, lambda m: Linear().shape(m)), self._fitting(experts, lambda p: p.shape[1:])
+        layers, experts = (
+            self._fitting(layers, lambda m: Linear().shape(m)),
+            self._fitting(experts, lambda p: p.shape[1:]),
+        )
         self._condition_numbers = {n: condition(_weight(m)) for n, m in self._watched(layers, "layers")}
         self._parameter_condition_numbers = {
             n: sum(map(condition, p.float())) / len(p) for n, p in self._watched(experts, "expert parameters")
@@ -78,7 +81,7 @@ def _best(numbers, top_p, count, threshold):
 def find_kappa_target_modules(
     model, top_p=0.2, max_dim_size_to_analyze=16384, moe_param_suffixes=None, show_progress=True
 ):
-    """{"target_modules": ..., "target_parameters": ... or None} for a config: the share top_p with the best condition."""
+    """{"target_modules": ..., "target_parameters": ... or None} for a config: the share top_p in the best condition."""
     selector = KappaTuneSelector(model, max_dim_size_to_analyze, moe_param_suffixes, show_progress)
     parameters = selector.get_best_target_parameters(top_p=top_p)
     return {"target_modules": selector.get_best_targets(top_p=top_p), "target_parameters": parameters or None}

@@ -34,6 +34,8 @@ QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_
 CLASS = {"config_class": "C3AConfig"}
 CASES = [
     Case("c3a", "llama", {**QV, "init_weights": "gaussian"}, **CLASS),
-    Case("c3a_blocks", "llama", {**QV, "block_size_pattern": {"q_proj": 8}, "init_weights": "kaiming_uniform"}, **CLASS),
+    Case(
+        "c3a_blocks", "llama", {**QV, "block_size_pattern": {"q_proj": 8}, "init_weights": "kaiming_uniform"}, **CLASS
+    ),
     Case("c3a_bias", "llama_bias", {**QV, "block_size": 8, "bias": "c3a_only", "init_weights": "gaussian"}, **CLASS),
 ]

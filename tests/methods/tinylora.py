@@ -37,7 +37,9 @@ QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_
 CLASS = {"config_class": "TinyLoraConfig"}
 CASES = [
     Case("tinylora", "llama", QV, **CLASS),
-    Case("tinylora_seed", "llama", {**QV, "save_projection": False, "weight_tying": 0.5, "projection_seed": 3}, **CLASS),
+    Case(
+        "tinylora_seed", "llama", {**QV, "save_projection": False, "weight_tying": 0.5, "projection_seed": 3}, **CLASS
+    ),
     Case("tinylora_gpt2", "gpt2", {"r": 3, "u": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True}, **CLASS),
     Case("tinylora_embedding", "embedded", {"r": 2, "u": 4, "target_modules": ["emb", "lin"]}, **CLASS),
 ]

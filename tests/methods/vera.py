@@ -21,7 +21,9 @@ def formula(config, tensors, weights, state):
 def example(name, base, target, **config):
     """An example with a small rank."""
     drop = "vera_dropout" if config.get("vera_dropout") else ""
-    return Example(name, base, {"r": 6, "d_initial": 1.0, "target_modules": target, **config}, "VERA", oracle=formula, dropout=drop)
+    return Example(
+        name, base, {"r": 6, "d_initial": 1.0, "target_modules": target, **config}, "VERA", oracle=formula, dropout=drop
+    )
 
 
 EXAMPLES = [
@@ -33,6 +35,16 @@ EXAMPLES = [
 QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 CASES = [
     Case("vera", "llama", {"r": 8, **QV}, config_class="VeraConfig", second={"r": 8, "d_initial": 0.2, **QV}),
-    Case("vera_seed", "llama", {"r": 8, "save_projection": False, "projection_prng_key": 7, **QV}, config_class="VeraConfig"),
-    Case("vera_gpt2", "gpt2", {"r": 8, "target_modules": ["c_attn"], "fan_in_fan_out": True, "d_initial": 0.3}, config_class="VeraConfig"),
+    Case(
+        "vera_seed",
+        "llama",
+        {"r": 8, "save_projection": False, "projection_prng_key": 7, **QV},
+        config_class="VeraConfig",
+    ),
+    Case(
+        "vera_gpt2",
+        "gpt2",
+        {"r": 8, "target_modules": ["c_attn"], "fan_in_fan_out": True, "d_initial": 0.3},
+        config_class="VeraConfig",
+    ),
 ]

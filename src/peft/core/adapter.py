@@ -347,7 +347,7 @@ class Adapter:
             p.requires_grad = trainable
 
     def saved_slots(self):
-        """The slots, keys relative to the layer, of what a file holds of this adapter; shared fields are the tuner's."""
+        """The slots, keys relative to the layer, of what a file holds of this adapter; the tuner has the shared ones."""
         if self.borrowed:
             return []
         left_out = self.unsaved(self.config)

@@ -60,10 +60,25 @@ def changed(table=LORA_TARGETS, without=(), **changes):
 # Methods that are not in this file have LoRA's targets.
 EVERY_PROJECTION = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
 OPT_LIKE = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-RECENT = (
-    "blip-2 xlm-roberta electra layoutlm chatglm mpt RefinedWebModel RefinedWeb falcon btlm codegen mistral mixtral "
-    "stablelm phi rwkv rwkv7"
-).split()
+RECENT = [
+    "blip-2",
+    "xlm-roberta",
+    "electra",
+    "layoutlm",
+    "chatglm",
+    "mpt",
+    "RefinedWebModel",
+    "RefinedWeb",
+    "falcon",
+    "btlm",
+    "codegen",
+    "mistral",
+    "mixtral",
+    "stablelm",
+    "phi",
+    "rwkv",
+    "rwkv7",
+]
 VBLORA_TARGETS = changed(
     without=RECENT,
     t5=("q", "k", "v", "o", "wi", "wo"),
@@ -79,7 +94,22 @@ FROD_TARGETS = changed(phi=QV, vit=QUERY_VALUE)
 PVERA_TARGETS = changed(phi=QV, dinov2=QUERY_VALUE)
 C3A_TARGETS = FOURIERFT_TARGETS = changed(gpt2=("mlp.c_proj",), gpt_bigcode=("mlp.c_proj",))
 WAVEFT_TARGETS = changed(FOURIERFT_TARGETS, without=("btlm", "rwkv", "rwkv7"))
-VALUE_ONLY = "opt gptj gpt_neo bart llama llama4 mistral mixtral phi gemma gemma2 gemma3_text qwen2 qwen3".split()
+VALUE_ONLY = [
+    "opt",
+    "gptj",
+    "gpt_neo",
+    "bart",
+    "llama",
+    "llama4",
+    "mistral",
+    "mixtral",
+    "phi",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "qwen2",
+    "qwen3",
+]
 BEFT_TARGETS = changed(
     {},
     t5=("v",),
@@ -87,17 +117,17 @@ BEFT_TARGETS = changed(
     roberta=("value",),
     bert=("value",),
     deberta_v2=("value_proj",),
-    **{model: ("v_proj",) for model in VALUE_ONLY},
+    **dict.fromkeys(VALUE_ONLY, ("v_proj",)),
 )
-LLAMA_LIKE = "llama llama4 mistral mixtral gemma gemma2 gemma3_text qwen2 qwen3 phi".split()
+LLAMA_LIKE = ["llama", "llama4", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi"]
 OSF_TARGETS = changed(
     {},
     gpt2=("c_attn", "c_proj"),
     gpt_bigcode=("c_attn", "c_proj"),
     opt=OPT_LIKE,
     gptj=("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
-    **{model: ("query_key_value", "dense_4h_to_h") for model in ("bloom", "gpt_neox", "falcon")},
-    **{model: EVERY_PROJECTION for model in LLAMA_LIKE},
+    **dict.fromkeys(("bloom", "gpt_neox", "falcon"), ("query_key_value", "dense_4h_to_h")),
+    **dict.fromkeys(LLAMA_LIKE, EVERY_PROJECTION),
 )
 # IA3: (targets, those of them whose input is scaled instead of their output)
 _IA3 = {

@@ -161,7 +161,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
 
     def forward(self, x, *args, **kwargs):
         call = self.state.call() if self.state.calls and self.state.enabled else None
-        if call is not None:
+        if call is not None and call.names is not None:
             return self._forward_call(call, x, *args, **kwargs)
         return _run(self.current_module, self.original_module, x, *args, **kwargs)
 

@@ -80,7 +80,9 @@ class FourierFT(Additive):
     def delta_weight(self):
         c = self.fourierft_spectrum
         S = torch.zeros(self.layer.shape, dtype=torch.promote_types(c.dtype, torch.float32), device=c.device)
-        return spectral.real_inverse(S.index_put(tuple(self.indices.to(c.device)), c.to(S.dtype))) * self.fourierft_scaling
+        return (
+            spectral.real_inverse(S.index_put(tuple(self.indices.to(c.device)), c.to(S.dtype))) * self.fourierft_scaling
+        )
 
 
 @functools.lru_cache(maxsize=256)

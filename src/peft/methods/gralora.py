@@ -47,7 +47,7 @@ class GraloraConfig(LayersConfig):
 
 
 class Gralora(Additive):
-    """Input block n goes through A[n] to r numbers; the j-th r / k of them go, from all n, through B[j] to output block j."""
+    """Input block n goes through A[n] to r numbers; the j-th r / k of them, of all n, go through B[j] to output block j."""
 
     prefix = "gralora_"
 
@@ -59,7 +59,9 @@ class Gralora(Additive):
     def build(self, c, where):
         (out, inp), k = self.layer.shape, c.gralora_k
         if inp % k or out % k:
-            raise ConfigError(f"gralora_k={k} does not divide {self.key}, whose weight is {out} x {inp}. Choose another.")
+            raise ConfigError(
+                f"gralora_k={k} does not divide {self.key}, whose weight is {out} x {inp}. Choose another."
+            )
         self.r, self.hybrid_r, self.alpha, self.gralora_k = c.r, c.hybrid_r, c.alpha, k
         self.scaling = c.alpha / (c.r + c.hybrid_r)
         if c.gralora_dropout:

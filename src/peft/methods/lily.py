@@ -81,9 +81,11 @@ class LilyModel(Tuner):
         super()._add_to_targets(name, config, state_dict, how)
         self._collect()
         groups = {}
-        for path, layer in self.layers.items():
+        for layer in self.layers.values():
             if isinstance(layer, LilyLayer) and name in layer.adapters:
-                groups.setdefault((ending(config, layer.adapters[name].key), layer.shape), []).append(layer.adapters[name])
+                groups.setdefault((ending(config, layer.adapters[name].key), layer.shape), []).append(
+                    layer.adapters[name]
+                )
         for adapters in groups.values():
             for i, adapter in enumerate(adapters):
                 adapter.lily_B = adapters[0].lily_B

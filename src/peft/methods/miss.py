@@ -29,7 +29,9 @@ class MissConfig(TargetConfig):
     mini_r: int = field(default=1, metadata={"help": "with 'mini': length of a column, repeated to fill it"})
     init_weights: bool | Literal["bat", "mini"] = field(
         default=True,
-        metadata={"help": "True: start as the base model; False: at random; 'mini' and 'bat' are variants of the method"},
+        metadata={
+            "help": "True: start as the base model; False: at random; 'mini' and 'bat' are variants of the method"
+        },
     )
     bias: Literal["none", "all", "MiSS_only"] = field(default="none", metadata={"help": "base biases to train"})
 
@@ -54,7 +56,9 @@ class Miss(Adapter):
         if c.r > inp:
             raise ConfigError(f"MissConfig.r={c.r} is more than {self.key} has inputs: {inp}.")
         if c.init_weights == "bat" and (out % c.r or inp % c.r):
-            raise ConfigError(f"init_weights='bat' cuts {self.key}, {out} x {inp}, into tiles of r={c.r}: choose a divisor.")
+            raise ConfigError(
+                f"init_weights='bat' cuts {self.key}, {out} x {inp}, into tiles of r={c.r}: choose a divisor."
+            )
         if c.init_weights == "mini" and out % c.mini_r:
             raise ConfigError(f"MissConfig.mini_r={c.mini_r} does not divide the {out} outputs of {self.key}.")
         self.miss_r, self.miss_mini_r, self.variant = c.r, c.mini_r, c.init_weights

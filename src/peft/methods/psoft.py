@@ -97,7 +97,7 @@ class Psoft(Additive):
         U, S, Vt = U[:, :r], S[:r] / self.scaling, Vt[:r]
         root = S.sqrt()
         both = c.ab_svd_init == "pissa_init"
-        self.psoft_A, self.psoft_B = ((root[:, None] * Vt, U * root) if both else (Vt.contiguous(), U * S))
+        self.psoft_A, self.psoft_B = (root[:, None] * Vt, U * root) if both else (Vt.contiguous(), U * S)
 
     def reset(self, c):
         p = self.psoft_R

@@ -33,7 +33,9 @@ class UniLoraConfig(LayersConfig):
     unilora_dropout: float = field(default=0.0, metadata={"help": "dropout probability on the input of A"})
     init_theta_d_bound: float = field(default=0.02, metadata={"help": "the vector starts within ± this"})
     init_weights: bool = field(default=True, metadata={"help": "False: the vector starts normally distributed"})
-    save_indices: bool = field(default=False, metadata={"help": "keep indices and scales in the file, not only the seed"})
+    save_indices: bool = field(
+        default=False, metadata={"help": "keep indices and scales in the file, not only the seed"}
+    )
 
     def __post_init__(self):
         super().__post_init__()

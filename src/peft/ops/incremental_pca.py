@@ -26,7 +26,12 @@ class IncrementalPCA:
         if lowrank and n_components is None and lowrank_q is None:
             raise ValueError("n_components, or lowrank_q, must be given with lowrank=True.")
         self.n_components, self.copy, self.batch_size = n_components, copy, batch_size
-        self.svd_driver, self.lowrank, self.lowrank_niter, self.lowrank_seed = svd_driver, lowrank, lowrank_niter, lowrank_seed
+        self.svd_driver, self.lowrank, self.lowrank_niter, self.lowrank_seed = (
+            svd_driver,
+            lowrank,
+            lowrank_niter,
+            lowrank_seed,
+        )
         self.lowrank_q = lowrank_q or (2 * n_components if lowrank else None)
         if lowrank and n_components is not None and self.lowrank_q < n_components:
             raise ValueError(f"lowrank_q={self.lowrank_q} must be at least n_components={n_components}.")
@@ -51,7 +56,9 @@ class IncrementalPCA:
         if not first and features != self.n_features_:
             raise ValueError(f"The batch has {features} features, earlier ones had {self.n_features_}.")
         if self.n_components_ > min(n, features):
-            raise ValueError(f"n_components={self.n_components_} needs as many samples and features, got {(n, features)}.")
+            raise ValueError(
+                f"n_components={self.n_components_} needs as many samples and features, got {(n, features)}."
+            )
         if first:
             self.mean_ = self.var_ = X.new_zeros(features, dtype=torch.float64)
         seen, total = self.n_samples_seen_, self.n_samples_seen_ + n
@@ -62,7 +69,7 @@ class IncrementalPCA:
             correction = (seen * n / total) ** 0.5 * -shift
             known = self.singular_values_[:, None] * self.components_
             centred = torch.vstack([known, centred, correction.to(X.dtype)])
-        U, S, Vt = self._svd(centred)
+        S, Vt = self._svd(centred)
         Vt = Vt * _signs(Vt)
         self.var_ = (seen * self.var_ + n * var + seen * n / total * shift.square()) / total
         self.mean_ = self.mean_ + shift * n / total
@@ -78,12 +85,12 @@ class IncrementalPCA:
 
     def _svd(self, X):
         if not self.lowrank:
-            return torch.linalg.svd(X, full_matrices=False, driver=self.svd_driver)
+            return torch.linalg.svd(X, full_matrices=False, driver=self.svd_driver)[1:]
         with torch.random.fork_rng(enabled=self.lowrank_seed is not None):
             if self.lowrank_seed is not None:
                 torch.manual_seed(self.lowrank_seed)
-            U, S, V = torch.svd_lowrank(X, q=min(self.lowrank_q, *X.shape), niter=self.lowrank_niter)
-        return U, S, V.mT
+            _, S, V = torch.svd_lowrank(X, q=min(self.lowrank_q, *X.shape), niter=self.lowrank_niter)
+        return S, V.mT
 
     def transform(self, X):
         """Coordinates (samples, n) of samples along the components."""

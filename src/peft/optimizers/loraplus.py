@@ -14,7 +14,9 @@ def create_loraplus_optimizer(model, optimizer_cls, *, lr, loraplus_lr_ratio, **
     """
     decay = kwargs.pop("loraplus_weight_decay", 0.0)
     embedding_lr = kwargs.pop("loraplus_lr_embedding", 1e-6)
-    norms = {f"{path}.{n}" for path, m in model.named_modules() if is_norm(m) for n, _ in m.named_parameters(recurse=False)}
+    norms = {
+        f"{path}.{n}" for path, m in model.named_modules() if is_norm(m) for n, _ in m.named_parameters(recurse=False)
+    }
     slow, embeddings, fast, fast_without_decay = [], [], [], []
     for name, p in model.named_parameters():
         if not p.requires_grad:

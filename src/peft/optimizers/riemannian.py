@@ -25,7 +25,9 @@ def create_riemannian_optimizer(model, optimizer_cls, *, lr, reg=1e-2, **kwargs)
         )
     pairs = [(A, B) for _, A, B in factor_pairs(model.named_parameters()) if A.requires_grad and B.requires_grad]
     if not pairs:
-        raise ConfigError("The model did not bring any trainable lora_A/lora_B pairs, so there is nothing to precondition.")
+        raise ConfigError(
+            "The model did not bring any trainable lora_A/lora_B pairs, so there is nothing to precondition."
+        )
 
     class Riemannian(optimizer_cls):
         @torch.no_grad()

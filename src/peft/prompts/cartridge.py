@@ -78,9 +78,13 @@ def prompt_embeddings_from_past_key_values(past_key_values, *, num_virtual_token
         if t.ndim != 4 or len(t) != 1:
             raise ValueError(f"Layer {i} of the cache is {tuple(t.shape)}; (1, heads, tokens, head dim) is needed.")
         if (t.shape[1], t.shape[3]) != (shape[1], shape[3]):
-            raise ValueError(f"Layer {i} of the cache, {tuple(t.shape)}, has other heads than the first, {tuple(shape)}.")
+            raise ValueError(
+                f"Layer {i} of the cache, {tuple(t.shape)}, has other heads than the first, {tuple(shape)}."
+            )
         if t.shape[2] < num_virtual_tokens:
-            raise ValueError(f"The cache holds {t.shape[2]} tokens, too few for num_virtual_tokens={num_virtual_tokens}.")
+            raise ValueError(
+                f"The cache holds {t.shape[2]} tokens, too few for num_virtual_tokens={num_virtual_tokens}."
+            )
     parts = [t[0, :, :num_virtual_tokens].transpose(0, 1).flatten(1) for pair in layers for t in pair]
     return torch.cat(parts, dim=1)
 
@@ -139,7 +143,7 @@ def _kv_adapter(model, name):
 
 
 def compose_cartridge_adapters(adapter_paths, *, output_path, safe_serialization=True):
-    """Join the Cartridges in several folders, end to end, into one at `output_path`; the first one's tokens stay frozen.
+    """Join the Cartridges in several folders, end to end, into one at `output_path`; the first's tokens stay frozen.
 
     Raises ValueError for fewer than two, for other methods, and for Cartridges of differently built models.
     """

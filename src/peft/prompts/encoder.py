@@ -30,7 +30,7 @@ class PromptEncoder(nn.Module):
         """Correct the sizes read from the base model's config where the method counts differently."""
 
     def run(self, forward, kwargs):
-        """The output of `forward(kwargs)`, the base model over prompt and batch; a method may have a loss of its own."""
+        """The output of `forward(kwargs)`, the base model over prompt and batch; a method may have its own loss."""
         return forward(kwargs)
 
     def table(self):

@@ -92,7 +92,9 @@ def covariance_of_inputs(model, config, run_model):
             x = x / x.max().abs()
             covariance = x.t() @ x
             if not covariance.isfinite().all():
-                raise ConfigError(f"The inputs of {name} give a covariance that is not finite; look at the sample data.")
+                raise ConfigError(
+                    f"The inputs of {name} give a covariance that is not finite; look at the sample data."
+                )
             sums[name] = sums.get(name, 0) + covariance
             batches[name] += 1
 
@@ -111,7 +113,7 @@ def covariance_of_inputs(model, config, run_model):
 
 
 def decompose(W, C, r, method):
-    """The r largest ("ipm") or smallest ("kpm") singular parts of W·C, taken back to W by C⁻¹. W (out, in), C (in, in)."""
+    """The r largest ("ipm") or smallest ("kpm") singular parts of W·C, taken back by C⁻¹. W (out, in), C (in, in)."""
     eye, damping = torch.eye(len(C), device=C.device), 0.01
     while True:
         damped = C + eye * C.diagonal().mean() * damping
@@ -127,7 +129,9 @@ def decompose(W, C, r, method):
 def start(eigens, r, scaling):
     """(A, B) to start from: s·BA is the chosen part of W."""
     if len(eigens.S_WC) != r:
-        raise ConfigError(f"CorDA's decomposition has rank {len(eigens.S_WC)}, the adapter {r}: preprocess with its config.")
+        raise ConfigError(
+            f"CorDA's decomposition has rank {len(eigens.S_WC)}, the adapter {r}: preprocess with its config."
+        )
     root = (eigens.S_WC / scaling).sqrt()
     return root[:, None] * eigens.V_WC.t(), eigens.U_WC * root
 

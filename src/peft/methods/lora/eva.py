@@ -29,7 +29,9 @@ class EvaConfig:
     use_label_mask: bool = field(default=True, metadata={"help": "only tokens that have a label count"})
     label_mask_value: int = field(default=-100, metadata={"help": "the label of tokens that have none"})
     whiten: bool = field(default=False, metadata={"help": "scale components by their singular values"})
-    adjust_scaling_factors: bool = field(default=True, metadata={"help": "keep lora_alpha / r as it was when r changes"})
+    adjust_scaling_factors: bool = field(
+        default=True, metadata={"help": "keep lora_alpha / r as it was when r changes"}
+    )
 
     def __post_init__(self):
         if not self.rho >= 1:

@@ -52,7 +52,9 @@ def preprocess_loraga(model, lora_config, train_step, cache_file=None):
     layers = linear_targets(model, lora_config)
     for name, layer in layers.items():
         if not layer.weight.is_floating_point():
-            raise ConfigError(f"LoRA-GA needs the gradient of {name}, whose weight is quantized ({layer.weight.dtype}).")
+            raise ConfigError(
+                f"LoRA-GA needs the gradient of {name}, whose weight is quantized ({layer.weight.dtype})."
+            )
     cached = cache_file is not None and Path(cache_file).exists()
     if cached:
         gradients = torch.load(cache_file, map_location=next(model.parameters()).device, weights_only=True)
@@ -110,7 +112,9 @@ def start(gradient, W, r, scaling, config):
     """(A, B) to start from. gradient, W: (out, in), float32."""
     U, S, V = torch.svd_lowrank(gradient, q=min(4 * r, *gradient.shape), niter=4)
     if len(S) < 2 * r:
-        raise ConfigError(f"LoRA-GA needs 2r directions of the gradient, r={r}, but it is only {tuple(gradient.shape)}.")
+        raise ConfigError(
+            f"LoRA-GA needs 2r directions of the gradient, r={r}, but it is only {tuple(gradient.shape)}."
+        )
     for_A, for_B = {
         "ArBr": (slice(1, 2 * r, 2), slice(0, 2 * r, 2)),
         "A2rBr": (slice(r, 2 * r), slice(r)),

@@ -17,7 +17,9 @@ def plain_form(tensors, config, adapters):
     for adapter in adapters:
         if adapter.lora_start_A is None:
             raise ConfigError(f"{adapter.key} has no subtracted start, though other layers of its adapter have.")
-        names = ("lora_embedding_A", "lora_embedding_B") if adapter.lora_A is None else ("lora_A.weight", "lora_B.weight")
+        names = (
+            ("lora_embedding_A", "lora_embedding_B") if adapter.lora_A is None else ("lora_A.weight", "lora_B.weight")
+        )
         for name, start, dim in zip(names, (adapter.lora_start_A, -adapter.lora_start_B), (0, 1)):
             key = next(k for k in tensors if k.endswith(f"{adapter.key}.{name}"))
             tensors[key] = torch.cat([tensors[key], start.to(tensors[key])], dim=dim)
