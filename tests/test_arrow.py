@@ -67,7 +67,8 @@ def test_computes_what_the_formula_says(case, tmp_path):
 def test_its_files_are_upstreams(tmp_path):
     model = router(tmp_path, **make_arrow.CASES["two"])
     model.save_pretrained(tmp_path / "all")
-    found, wanted = (json.loads((f / "adapter_config.json").read_text()) for f in (tmp_path / "all/arrow_router", ARROW / "router"))
+    folders = tmp_path / "all/arrow_router", ARROW / "router"
+    found, wanted = (json.loads((f / "adapter_config.json").read_text()) for f in folders)
     for config in (found, wanted):
         config.pop("peft_version")
         config["target_modules"] = sorted(config["target_modules"])
@@ -137,16 +138,16 @@ def test_gradients_reach_the_adapters_and_what_comes_before(tmp_path):
     model = router(tmp_path, top_k=2)
     model.set_requires_grad(["task_0", "task_1", "task_2"], True)
     layer, x = layer_of(model), models.noise((6, models.WIDTH), 3).requires_grad_()
-    trained = [x, *(layer.lora_A[f"task_{i}"].weight for i in range(3)), *(layer.lora_B[f"task_{i}"].weight for i in range(3))]
+    pairs = [(layer.lora_A[f"task_{i}"].weight, layer.lora_B[f"task_{i}"].weight) for i in range(3)]
+    trained = [x, *(t for pair in pairs for t in pair)]
     for _ in range(2):  # a graph of its own for each forward
         found = torch.autograd.grad(layer(x).sin().sum(), trained)
-    directions = [torch.linalg.svd(layer.lora_B[f"task_{i}"].weight @ layer.lora_A[f"task_{i}"].weight)[2][0].detach() for i in range(3)]
+    directions = [torch.linalg.svd(B @ A)[2][0].detach() for A, B in pairs]
     alignment = (x @ torch.stack(directions).T).abs()
     best, chosen = alignment.topk(2, -1)
     weights = torch.zeros_like(alignment).scatter(-1, chosen, best.softmax(-1))
     y = layer.base_layer(x) + sum(
-        weights[:, i : i + 1] * layer.scaling[f"task_{i}"] * (x @ layer.lora_A[f"task_{i}"].weight.T @ layer.lora_B[f"task_{i}"].weight.T)
-        for i in range(3)
+        weights[:, i : i + 1] * layer.scaling[f"task_{i}"] * (x @ A.T @ B.T) for i, (A, B) in enumerate(pairs)
     )
     for a, b in zip(found, torch.autograd.grad(y.sin().sum(), trained)):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -193,7 +194,7 @@ def test_settings_that_it_refuses(settings, message):
 
 
 def test_what_create_arrow_model_refuses(tmp_path):
-    tasks, general = make_arrow.save_adapters(peft, tmp_path)
+    tasks, _general = make_arrow.save_adapters(peft, tmp_path)
     with pytest.raises(ValueError, match="task_specific_adapter_paths is empty"):
         peft.create_arrow_model(models.llama(), [], peft.ArrowConfig())
     with pytest.raises(ValueError, match="needs general_adapter_paths"):
@@ -212,7 +213,8 @@ def test_what_create_arrow_model_refuses(tmp_path):
 def test_adapters_that_it_cannot_use(changes, message, tmp_path):
     tasks, general = make_arrow.save_adapters(peft, tmp_path)
     peft.get_peft_model(models.llama(), peft.LoraConfig(**{**LORA, **changes})).save_pretrained(tmp_path / "other")
-    model = peft.create_arrow_model(models.llama(), [tasks[0], str(tmp_path / "other")], peft.ArrowConfig(use_gks=True), general)
+    tasks = [tasks[0], str(tmp_path / "other")]
+    model = peft.create_arrow_model(models.llama(), tasks, peft.ArrowConfig(use_gks=True), general)
     with pytest.raises(ValueError, match=message):
         model(input_ids=IDS)
 

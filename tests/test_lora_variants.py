@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import models
@@ -105,7 +106,7 @@ def test_layers_other_than_linear_are_refused_without_a_trace(field, kind):
     assert [(n, type(m)) for n, m in model.named_modules()] == before
     plain = peft.get_peft_model(model, peft.LoraConfig(**target))
     names = [n for n, _ in plain.named_parameters()]
-    with pytest.raises(ValueError, match="kinds linear|KaSA"):
+    with pytest.raises(ValueError, match=r"kinds linear|KaSA"):
         plain.add_adapter("variant", peft.LoraConfig(**{field: SETTINGS[field][1]}, **target))
     assert [n for n, _ in plain.named_parameters()] == names
 
@@ -141,8 +142,9 @@ def test_variants_live_beside_each_other_on_one_layer():
 @pytest.mark.parametrize("how", ["cat", "svd", "linear"])
 @torch.no_grad()
 def test_combinations_are_plain_lora(how):
-    model, x = peft.get_peft_model(models.build("mlp"), peft.LoraConfig(r=4, target_modules=["lin0"])), X
-    model.add_adapter("blocks", peft.LoraConfig(r=4, target_modules=["lin0"], use_bdlora={"nblocks": 2, "target_modules_bd_a": ["lin"]}))
+    model = peft.get_peft_model(models.build("mlp"), peft.LoraConfig(r=4, target_modules=["lin0"]))
+    blocks = {"nblocks": 2, "target_modules_bd_a": ["lin"]}
+    model.add_adapter("blocks", peft.LoraConfig(r=4, target_modules=["lin0"], use_bdlora=blocks))
     layer = model.eval().base_model.layers["lin0"]
     for name in ("default", "blocks"):
         for j, p in enumerate(layer.adapters[name].parameters()):
@@ -156,7 +158,7 @@ def test_combinations_are_plain_lora(how):
 
 # -- KaSA ------------------------------------------------------------------------------------------------------------
 def test_kasa_takes_the_smallest_components_away_while_it_acts():
-    model, layer, a = layer_with(kasa_config={}, bias=False)
+    _model, layer, a = layer_with(kasa_config={}, bias=False)
     W = layer.base_layer.weight.detach()
     assert torch.equal(W, models.fill(nn.Sequential(nn.Linear(16, 12, bias=False)))[0].weight)
     with torch.no_grad():
@@ -182,7 +184,7 @@ def test_kasa_adapters_of_a_model_do_not_touch_each_other():
 
 
 def test_kasa_dropout_leaves_the_rest_of_the_weight_alone():
-    model, layer, a = layer_with(kasa_config={}, lora_dropout=0.5)
+    model, _layer, a = layer_with(kasa_config={}, lora_dropout=0.5)
     with torch.no_grad():
         a.lora_B.weight.zero_()
         assert torch.equal(model(X), model(X))
@@ -191,7 +193,7 @@ def test_kasa_dropout_leaves_the_rest_of_the_weight_alone():
 
 @torch.no_grad()
 def test_kasa_scaling_scales_the_replacement_alone():
-    model, layer, a = layer_with(kasa_config={}, training=False)
+    model, layer, _a = layer_with(kasa_config={}, training=False)
     full = model(X)
     layer.set_scale("default", 0.0)
     none = model(X)
@@ -201,7 +203,7 @@ def test_kasa_scaling_scales_the_replacement_alone():
 
 def test_kasa_loss():
     """Its number, and that of two layers, is upstream's, measured."""
-    model, layer, a = layer_with(kasa_config={"beta": 0.5, "gamma": 0.25})
+    model, _layer, a = layer_with(kasa_config={"beta": 0.5, "gamma": 0.25})
     A, B, d, eye = a.lora_A.weight, a.lora_B.weight, a.lora_diag, torch.eye(4)
     wanted = 0.5 * (d**2).sum() + 0.25 * (torch.dist(A @ A.T, eye) + torch.dist(B.T @ B, eye))
     loss = model.base_model._get_kasa_loss()
@@ -225,7 +227,10 @@ def test_kasa_and_others_are_not_on_one_model(first):
     assert list(model.peft_config) == ["default"]
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"r": 5}, "r=5 must be smaller"), ({"init_lora_weights": "pissa"}, "use only one")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"r": 5}, "r=5 must be smaller"), ({"r": 4, "init_lora_weights": "pissa"}, "use only one")],
+)
 def test_what_kasa_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
         peft.get_peft_model(models.build("mlp"), peft.LoraConfig(target_modules=["lin1"], kasa_config={}, **changes))
@@ -266,7 +271,7 @@ def test_velora_gradients(groups, size, scale):
 
 
 def test_velora_is_lora_outside_training():
-    model, layer, a = layer_with(velora_config={"num_groups": 4}, training=False)
+    model, _layer, a = layer_with(velora_config={"num_groups": 4}, training=False)
     model(X).sum().backward()
     exact = 1.5 * (torch.ones(6, 12) @ a.lora_B.weight).T @ X
     torch.testing.assert_close(a.lora_A.weight.grad, exact, atol=1e-5, rtol=1e-5)
@@ -297,13 +302,13 @@ def test_velora_keeps_less_for_the_backward_pass():
 
 @pytest.mark.parametrize("init_type", ["batch_average", "batch_average_once", "random"])
 def test_when_velora_chooses_its_direction(init_type, tmp_path):
-    model, layer, a = layer_with(velora_config={"num_groups": 4, "init_type": init_type})
+    model, _layer, a = layer_with(velora_config={"num_groups": 4, "init_type": init_type})
     seen = [a.lora_velora_embed.clone()]
     for seed in (1, 2):
         model(models.noise((6, 16), seed))
         seen.append(a.lora_velora_embed.clone())
-    same = [torch.equal(p, q) for p, q in zip(seen, seen[1:])]
-    assert same == {"batch_average": [False, False], "batch_average_once": [False, True], "random": [True, True]}[init_type]
+    same = {"batch_average": [False, False], "batch_average_once": [False, True], "random": [True, True]}
+    assert [torch.equal(p, q) for p, q in itertools.pairwise(seen)] == same[init_type]
     assert all(abs(v.norm() - 1) < 1e-5 for v in seen[1:])
     model.save_pretrained(tmp_path)
     base = models.fill(nn.Sequential(nn.Linear(16, 12)))
@@ -316,7 +321,7 @@ def test_when_velora_chooses_its_direction(init_type, tmp_path):
 
 
 def test_velora_of_zeros_and_of_two_forwards_before_a_backward():
-    model, layer, a = layer_with(velora_config={"num_groups": 4})
+    model, _layer, a = layer_with(velora_config={"num_groups": 4})
     first = model(torch.zeros(3, 16))
     torch.testing.assert_close(a.lora_velora_embed, torch.full((4,), 0.5))
     second = model(X)
@@ -329,7 +334,7 @@ def test_velora_of_zeros_and_of_two_forwards_before_a_backward():
 @pytest.mark.parametrize("autocast", [True, False])
 def test_velora_in_half_precision(autocast):
     model, layer, a = layer_with(velora_config={"num_groups": 4}, dtype=torch.float32 if autocast else torch.bfloat16)
-    x = X.to(layer.base_layer.weight.dtype).requires_grad_()
+    x = X.to(layer.base_layer.weight.dtype, copy=True).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = model(x)
     y.float().sum().backward()
@@ -360,7 +365,7 @@ def test_monteclora_draws_in_training_alone():
 def test_monteclora_noise_has_the_distribution_of_the_formula():
     """Against sampling all Gaussians and a whole Wishart matrix, as the paper has it."""
     torch.manual_seed(1)
-    model, layer, a, sampler = monte(sample_scaler=0.7)
+    _model, _layer, a, sampler = monte(sample_scaler=0.7)
     std, alpha, n, times = sampler.std_prior.exp(), sampler.expert_weights_prior.exp(), 3, 4000
     ours = torch.stack([a.low_rank().A - a.lora_A.weight for _ in range(times)])
     wishart = torch.distributions.Wishart(4, torch.eye(4)).sample((times,))
@@ -378,7 +383,7 @@ def test_monteclora_noise_has_the_distribution_of_the_formula():
 
 
 def test_monteclora_gradients_are_those_of_what_was_drawn():
-    model, layer, a, sampler = monte(sample_scaler=0.5)
+    model, _layer, a, sampler = monte(sample_scaler=0.5)
 
     def loss():
         torch.manual_seed(5)
@@ -394,11 +399,11 @@ def test_monteclora_gradients_are_those_of_what_was_drawn():
             below = loss()
             p.add_(direction, alpha=1e-6)
         wanted = float((p.grad * direction).sum())
-        assert abs(float(above - below) / 2e-6 - wanted) < 2e-3 * max(1.0, abs(wanted))
+        assert abs(float(above - below) / 2e-6 - wanted) < 1e-5 * max(1.0, abs(wanted))
 
 
 def test_monteclora_loss_is_the_divergence():
-    model, layer, a, sampler = monte(kl_loss_weight=1.0, dirichlet_prior=0.3)
+    model, _layer, _a, sampler = monte(kl_loss_weight=1.0, dirichlet_prior=0.3)
     model(X)
     v, r, n = sampler.gaussian_var_prior.diag(), 4, 3
     dirichlets = [torch.distributions.Dirichlet(t) for t in (sampler.expert_weights_prior.exp(), torch.full((3,), 0.3))]
@@ -423,9 +428,8 @@ def test_monteclora_loss_is_the_divergence():
 
 
 def test_monteclora_loss_is_a_mean_over_layers():
-    model = peft.get_peft_model(
-        models.build("mlp"), peft.LoraConfig(r=4, target_modules=["lin0", "lin1"], monteclora_config={"kl_loss_weight": 1.0})
-    ).train()
+    config = peft.LoraConfig(r=4, target_modules=["lin0", "lin1"], monteclora_config={"kl_loss_weight": 1.0})
+    model = peft.get_peft_model(models.build("mlp"), config).train()
     model(X)
     parts = [layer.adapters["default"].penalty() for layer in model.base_model.layers.values()]
     torch.testing.assert_close(model.base_model._get_monteclora_loss(), sum(parts) / 2)
@@ -462,7 +466,8 @@ def test_monteclora_under_checkpointing(reentrant):
 
     def step(checkpointing):
         torch.manual_seed(0)
-        config = peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, monteclora_config={"sample_scaler": 0.5})
+        settings = {"monteclora_config": {"sample_scaler": 0.5}, "init_lora_weights": False}
+        config = peft.LoraConfig(r=4, target_modules=["q_proj"], **settings)
         model = peft.get_peft_model(models.llama(), config).train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
@@ -505,7 +510,8 @@ def test_blocks_start_as_upstreams_do():
     """Uniform within √(6 / width of a block); B is zero."""
     settings = {"target_modules_bd_a": ["0"], "nblocks": 4}
     net = nn.Sequential(nn.Linear(1024, 64))
-    layer = peft.get_peft_model(net, peft.LoraConfig(r=32, target_modules=["0"], use_bdlora=settings)).base_model.layers["0"]
+    model = peft.get_peft_model(net, peft.LoraConfig(r=32, target_modules=["0"], use_bdlora=settings))
+    layer = model.base_model.layers["0"]
     A = layer.lora_A["default"].weight
     bound = math.sqrt(6 / 256)
     assert A.abs().max() <= bound and abs(float(A.std()) - bound / math.sqrt(3)) < 0.02 * bound
@@ -535,7 +541,7 @@ def test_qalora_reads_means_of_groups(monkeypatch):
 
 def test_qalora_trains_its_small_factor(monkeypatch):
     monkeypatch.setattr(QaLora, "storages", ("",))
-    model, layer, a = layer_with(use_qalora=True, qalora_group_size=4)
+    model, _layer, a = layer_with(use_qalora=True, qalora_group_size=4)
     model(X).sum().backward()
     wanted = 1.5 * (torch.ones(6, 12) @ a.lora_B.weight).T @ (X.reshape(6, 4, 4).mean(-1) * 4)
     torch.testing.assert_close(a.lora_A.weight.grad, wanted, atol=1e-5, rtol=1e-5)

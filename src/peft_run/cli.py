@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from peft_run import demo
+from peft_run import demo, methods
 from peft_run.errors import INTERRUPTED, RunError
 
 
@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 # The modules named here import torch and transformers inside their functions only, so that `peft --help` is instant.
 COMMANDS = {
+    "methods": Command("list the tuning methods and when to use them", methods.add_options, methods.run),
     "demo": Command("fine-tune a small real model on this machine and show what changed", demo.add_options, demo.run),
 }
 

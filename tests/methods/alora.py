@@ -25,6 +25,11 @@ QV = {"target_modules": ["q_proj", "v_proj"], **TOKENS}
 CASES = [
     Case("alora_all", "llama", {"r": 4, "lora_alpha": 6, "target_modules": "all-linear", "use_rslora": True, **TOKENS}),
     Case("alora_offsets", "llama", {"r": 4, **QV}, call={"alora_offsets": [2, 30]}),
-    Case("alora_bias", "llama_bias", {"r": 2, "lora_bias": True, **QV}, second={"r": 4, "alora_invocation_tokens": [17], "task_type": "CAUSAL_LM", "target_modules": ["o_proj"]}),
+    Case(
+        "alora_bias",
+        "llama_bias",
+        {"r": 2, "lora_bias": True, **QV},
+        second={"r": 4, "alora_invocation_tokens": [17], "task_type": "CAUSAL_LM", "target_modules": ["o_proj"]},
+    ),
     Case("alora_gpt2", "gpt2", {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, **TOKENS}),
 ]

@@ -38,7 +38,10 @@ EXAMPLES = [
 
 def case(name, base="llama", second=None, settings=None, target=("q_proj", "down_proj"), **config):
     return Case(
-        name, base, {"r": 4, "lora_alpha": 6, "target_modules": list(target), **config}, second,
+        name,
+        base,
+        {"r": 4, "lora_alpha": 6, "target_modules": list(target), **config},
+        second,
         variant=("kasa_config", "KasaConfig", settings or {}),
     )
 

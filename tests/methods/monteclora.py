@@ -5,7 +5,8 @@ from example import Example
 
 
 def example(name, base="mlp", target=("lin0", "lin1"), settings=None, **config):
-    config = {"r": 4, "lora_alpha": 6, "target_modules": list(target), "monteclora_config": {"num_samples": 3, **(settings or {})}, **config}
+    settings = {"num_samples": 3, **(settings or {})}
+    config = {"r": 4, "lora_alpha": 6, "target_modules": list(target), "monteclora_config": settings, **config}
     drop = "lora_dropout" if config.get("lora_dropout") else ""
     return Example(name, base, config, dropout=drop, projected=True)
 
@@ -21,7 +22,9 @@ EXAMPLES = [
 
 def case(name, base="llama", settings=None, target=("q_proj", "down_proj"), **config):
     return Case(
-        name, base, {"r": 4, "lora_alpha": 6, "target_modules": list(target), **config},
+        name,
+        base,
+        {"r": 4, "lora_alpha": 6, "target_modules": list(target), **config},
         variant=("monteclora_config", "MontecloraConfig", settings or {}),
     )
 

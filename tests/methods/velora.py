@@ -5,7 +5,13 @@ from example import Example
 
 
 def example(name, base="mlp", target=("lin0", "lin1"), groups=4, **config):
-    config = {"r": 4, "lora_alpha": 6, "target_modules": list(target), "velora_config": {"num_groups": groups}, **config}
+    config = {
+        "r": 4,
+        "lora_alpha": 6,
+        "velora_config": {"num_groups": groups},
+        **config,
+        "target_modules": list(target),
+    }
     drop = "lora_dropout" if config.get("lora_dropout") else ""
     return Example(name, base, config, dropout=drop, projected=True)
 
@@ -22,7 +28,9 @@ EXAMPLES = [
 
 def case(name, base="llama", settings=None, target=("q_proj", "down_proj"), **config):
     return Case(
-        name, base, {"r": 4, "lora_alpha": 6, "target_modules": list(target), **config},
+        name,
+        base,
+        {"r": 4, "lora_alpha": 6, "target_modules": list(target), **config},
         variant=("velora_config", "VeloraConfig", settings or {}),
     )
 

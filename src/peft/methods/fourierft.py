@@ -31,7 +31,9 @@ class FourierFTConfig(TargetConfig):
     scaling: float = field(default=150.0, metadata={"help": "factor of the update"})
     random_loc_seed: int | None = field(default=777, metadata={"help": "seed of the coefficients' places"})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "the base stores (in, out), as Conv1D does"})
-    bias: Literal["none", "all", "fourier_only"] = field(default="none", metadata={"help": "base biases to train"})
+    bias: Literal["none", "all", "fourier_only", "fourierft_only"] = field(
+        default="none", metadata={"help": "base biases to train"}
+    )
     n_frequency_pattern: dict[str, int] | None = field(
         default_factory=dict, metadata={"help": "other n_frequency by layer name, name ending or regex"}
     )

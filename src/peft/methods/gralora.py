@@ -47,7 +47,7 @@ class GraloraConfig(LayersConfig):
 
 
 class Gralora(Additive):
-    """Input block n goes through A[n] to r numbers; the j-th r / k of them, of all n, go through B[j] to output block j."""
+    """Input block n goes through A[n] to r numbers; the j-th r / k of all these go through B[j] to output block j."""
 
     prefix = "gralora_"
 

@@ -22,6 +22,15 @@ def places(shape, count, seed):
     return torch.stack([chosen // inp, chosen % inp])
 
 
+def check_count(field, count, adapter):
+    """Raise ConfigError, naming the config's field, unless the adapter's layer has so many places."""
+    out, inp = adapter.layer.shape
+    if not 1 <= count <= out * inp:
+        raise ConfigError(
+            f"{field} asks for {count} numbers in {adapter.key}, which has {out * inp}. Choose between 1 and that."
+        )
+
+
 def largest(layers):
     """(out, in) of bases that have a corner for each of these layers."""
     return tuple(max(layer.shape[i] for layer in layers.values()) for i in (0, 1))

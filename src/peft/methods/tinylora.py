@@ -31,12 +31,12 @@ class TinyLoraConfig(LayersConfig):
     weight_tying: float = field(default=0.0, metadata={"help": "0: each layer has its own v; 1: one v for all"})
     projection_seed: int = field(default=42, metadata={"help": "seed of P; layer i uses this + i"})
     save_projection: bool = field(default=True, metadata={"help": "keep P in the file, not only its seed"})
-    init_v_bound: float = field(default=0.02, metadata={"help": "v starts within ± this with init_weights='uniform'"})
+    init_v_bound: float = field(default=0.02, metadata={"help": "v starts within ± this, unless at 0"})
     tinylora_dropout: float = field(default=0.0, metadata={"help": "dropout probability on the input of A"})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "the base stores (in, out), as Conv1D does"})
     bias: Literal["none", "all", "tinylora_only"] = field(default="none", metadata={"help": "base biases to train"})
     init_weights: bool | Literal["uniform"] = field(
-        default=True, metadata={"help": "True: v = 0, the base model; 'uniform'; False: v is left as memory holds it"}
+        default=True, metadata={"help": "True: v = 0, the base model; 'uniform' or False: within ± init_v_bound"}
     )
 
     def __post_init__(self):
@@ -78,6 +78,7 @@ class TinyLora(Additive):
         return () if c.save_projection else ("tinylora_P",)
 
     def build(self, c, where):
+        self.correct_layout(c)
         out, inp = self.stored_shape()
         self.r = r = min(c.r, out, inp)
         like = {"device": where["device"], "dtype": self.base.weight.dtype}

@@ -74,6 +74,7 @@ class UniLora(Additive):
         return () if c.save_indices else names
 
     def build(self, c, where):
+        self.correct_layout(c)
         self.r = c.r
         if c.unilora_dropout:
             self.unilora_dropout = nn.Dropout(c.unilora_dropout)
@@ -85,9 +86,9 @@ class UniLora(Additive):
         self.unilora_scales_A, self.unilora_scales_B = (scale[i].to(W.device, W.dtype) for i in indices)
 
     def factors(self):
-        """A (r, in) and B (out, r)."""
-        index = self.unilora_indices_A, self.unilora_indices_B
-        A, B = (self.unilora_theta_d.index_select(0, i.view(-1)).view_as(i) for i in index)
+        """A (r, in) and B (out, r). Indexed with [], whose gradient is the same at each run on a GPU, too."""
+        theta = self.unilora_theta_d
+        A, B = theta[self.unilora_indices_A], theta[self.unilora_indices_B]
         return A * self.unilora_scales_A, B * self.unilora_scales_B
 
     def low_rank(self):

@@ -98,6 +98,11 @@ class Product(torch.autograd.Function):
         return dx, dvalues, None
 
 
+def pays(count, shape):
+    """Whether so few entries, in a weight of this shape, make the product cheaper than one with the weight itself."""
+    return 32 * count <= shape[0] * shape[1]
+
+
 def output(x, values, layout):
     """x (..., in) times the weight; computed in float32 at least."""
     layout = layout.on(x.device)

@@ -129,7 +129,7 @@ def _direction(A, B):
 def create_arrow_model(
     base_model, task_specific_adapter_paths, arrow_config, general_adapter_paths=None, **adapter_kwargs
 ):
-    """A base model with LoRA adapters from files, "task_0" and so on, and an active "arrow_router" that chooses among them.
+    """A base model with LoRA adapters from files, "task_0" and so on, and "arrow_router", active, that chooses of them.
 
     general_adapter_paths: files of adapters of general knowledge, "gks_0" and so on, if arrow_config.use_gks.
     adapter_kwargs: for loading, as `PeftModel.load_adapter` takes them. Raises ConfigError for missing paths,

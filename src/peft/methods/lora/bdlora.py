@@ -29,7 +29,7 @@ class BdLoraConfig:
         check_range(self, "nblocks", 1)
 
     def block_of(self, key):
-        """"A" or "B", whichever is block-diagonal for the layer at `key`, or None. Raises ConfigError for both."""
+        """Which of "A" and "B" is block-diagonal for the layer at `key`, or None. Raises ConfigError for both."""
         a, b = (any(t in key for t in names or ()) for names in (self.target_modules_bd_a, self.target_modules_bd_b))
         if a and b:
             raise ConfigError(

@@ -120,7 +120,7 @@ def _check_layer(parts, how):
             )
         if not a.converts:
             raise AdapterError(
-                f"Adapter {a.name!r} is an {a.title}: what it does is no product of factors, so there is nothing to sum."
+                f"Adapter {a.name!r} is an {a.title}: what it does is no product of factors, so nothing can be summed."
             )
         if a.lora_magnitude_vector is not None:
             raise AdapterError(

@@ -197,5 +197,7 @@ def _settings(name, value, cls):
         return value
     known = [f.name for f in fields(cls)]
     if not isinstance(value, dict) or set(value) - set(known):
-        raise ConfigError(f"LoraConfig.{name} must be a {cls.__name__}, or a dict of {', '.join(known)}, got {value!r}.")
+        raise ConfigError(
+            f"LoraConfig.{name} must be a {cls.__name__}, or a dict of {', '.join(known)}, got {value!r}."
+        )
     return cls(**value)

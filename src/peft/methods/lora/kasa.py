@@ -27,7 +27,7 @@ class KasaConfig:
 
 
 class Kasa(Lora):
-    """W − L + s·B·diag(d)·A, where L is made of W's r smallest singular values. At the start B = 0: the output is W − L.
+    """W − L + s·B·diag(d)·A, where L is made of W's r smallest singular values. B = 0 at the start, which leaves W − L.
 
     Upstream overwrites W with W − L. Here L is subtracted while the adapter acts, so W stays as it was, and each
     adapter of a model is computed from the same W. Of several that act on one layer, the first subtracts its L.

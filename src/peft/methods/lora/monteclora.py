@@ -18,7 +18,9 @@ class MontecloraConfig:
     """The mixture that A is drawn from, and the weight of its loss."""
 
     num_samples: int = field(default=8, metadata={"help": "Gaussians in the mixture"})
-    use_entropy: bool = field(default=False, metadata={"help": "add the sum of the squared mixture weights to the loss"})
+    use_entropy: bool = field(
+        default=False, metadata={"help": "add the sum of the squared mixture weights to the loss"}
+    )
     dirichlet_prior: float = field(default=0.1, metadata={"help": "concentration of the mixture weights' prior"})
     sample_scaler: float = field(default=1e-4, metadata={"help": "factor on what is added to A"})
     kl_loss_weight: float = field(default=1e-5, metadata={"help": "weight of the divergences from the priors"})
@@ -65,14 +67,14 @@ class Sampler(nn.Module):
     def variance(self):
         """That of the last draw, as a function of std_prior."""
         if self.drawn is None:
-            return self.gaussian_var_prior.diag().float()
-        return ((2 * self.std_prior.float()).exp() * self.drawn[0]).clamp(min=SMALLEST["variance"])
+            return _exact(self.gaussian_var_prior.diag())
+        return ((2 * _exact(self.std_prior)).exp() * self.drawn[0]).clamp(min=SMALLEST["variance"])
 
     def weights(self):
         """Those of the last draw, as a function of expert_weights_prior: softmax of the normal near a Dirichlet."""
         if self.drawn is None:
-            return self.expert_weights.float()
-        log_alpha = self.expert_weights_prior.float()
+            return _exact(self.expert_weights)
+        log_alpha = _exact(self.expert_weights_prior)
         n, inverse = len(log_alpha), (-log_alpha).exp()
         spread = (inverse * (1 - 2 / n) + inverse.sum() / n**2).clamp(min=SMALLEST["spread"]) + SMALLEST["spread"]
         return torch.softmax(log_alpha - log_alpha.mean() + spread.sqrt() * self.drawn[1], dim=-1)
@@ -113,7 +115,7 @@ class Monteclora(Lora):
         """
         c, sampler = self.config.monteclora_config, self.lora_monteclora_sampler
         r, n = self.r, c.num_samples
-        log_std, alpha = sampler.std_prior.float(), sampler.expert_weights_prior.float().exp()
+        log_std, alpha = _exact(sampler.std_prior), _exact(sampler.expert_weights_prior).exp()
         prior = torch.full_like(alpha, c.dirichlet_prior)
         dirichlet = torch.distributions.kl_divergence(*map(torch.distributions.Dirichlet, (alpha, prior)))
         wishart = 0.5 * r * ((2 * log_std).exp() - 2 * log_std - 1).sum()
@@ -121,3 +123,7 @@ class Monteclora(Lora):
         gaussians = 0.5 * n * (variance - variance.log() - 1).sum()
         total = c.kl_loss_weight * (dirichlet + wishart + gaussians)
         return total + sampler.weights().square().sum() if c.use_entropy else total
+
+
+def _exact(t):
+    return t.to(torch.promote_types(t.dtype, torch.float32))

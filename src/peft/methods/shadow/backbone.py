@@ -74,8 +74,10 @@ class Run:
         arguments = {n: given[n] for n in ("attention_mask", "position_ids") if given.get(n) is not None}
         self.new = None
         if use_cache or self.given is not None:
+            name = None
             with contextlib.suppress(ValueError):  # models without a cache take none
-                arguments[name_of(backbone)] = self._cache()
+                name = name_of(backbone)
+            arguments |= {} if name is None else {name: self._cache()}
         arguments = {**arguments, "use_cache": bool(use_cache), **self._embedded(c, given)}
         known = inspect.signature(backbone.forward).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
@@ -106,7 +108,9 @@ class Run:
             past = cache.get_seq_length()
         own = len(DynamicCache(config=self.base.config).layers)
         if cache is not None and len(cache.layers) > own:
-            return Cache(layers=cache.layers[own:])
+            behind = Cache(layers=cache.layers[own:])
+            if behind.get_seq_length() == past and len(behind.layers) == self.backbone.config.num_hidden_layers:
+                return behind
         if past:
             raise AdapterError(
                 "The cache was made without the active Shadow adapter, which knows nothing of its tokens."

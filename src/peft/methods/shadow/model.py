@@ -40,7 +40,7 @@ class ShadowModel(Tuner):
         base = getattr(self.model, "config", None)
         if not hasattr(self.model, "base_model") or base is None or getattr(base, "is_encoder_decoder", False):
             raise ConfigError(
-                f"Shadow needs a model of transformers that is one stack of blocks; {type(self.model).__name__} is none. "
+                f"Shadow needs a model of transformers with one stack of blocks; {type(self.model).__name__} has none. "
                 "Encoder-decoders, diffusion transformers and plain modules are not supported by this version."
             )
         picked = config.layers_to_transform
