@@ -191,6 +191,8 @@ def test_mixes_with_lora_on_one_layer():
         ({"use_dora": True}, "use_dora"),
         ({"loftq_config": {"loftq_bits": 4}}, "loftq_config"),
         ({"target_parameters": ["x"]}, "target_parameters"),
+        ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens"),
+        ({"use_qalora": True}, "use_qalora"),
         ({"deltaT": 0}, "deltaT"),
         ({"orth_reg_weight": -1.0}, "orth_reg_weight"),
         ({"beta1": 1.5}, "beta1"),

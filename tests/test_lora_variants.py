@@ -547,3 +547,10 @@ def test_qalora_trains_its_small_factor(monkeypatch):
     torch.testing.assert_close(a.lora_A.weight.grad, wanted, atol=1e-5, rtol=1e-5)
     with lowrank.exact():
         torch.testing.assert_close(model(X), model.eval()(X))
+
+
+def test_refuses_what_it_cannot_run():
+    """Loaded as plain LoRA it would compute something else without a word."""
+    for name in peft.LoraConfig.NOT_HERE:
+        with pytest.raises(ValueError, match=f"LoraConfig.{name} is not supported by this version"):
+            peft.LoraConfig(**{name: {"x": 1}})

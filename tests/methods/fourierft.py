@@ -28,14 +28,14 @@ def example(name, base, target, **config):
     """An example; up to five coefficients of the smaller layers are few enough for transforming x."""
     identity = 0.0 if config.get("init_weights") else None
     config = {"n_frequency": 5, "target_modules": target, **config}
-    return Example(name, base, config, "FOURIERFT", oracle=formula, identity=identity, tolerance=4e-6)
+    return Example(name, base, config, "FOURIERFT", oracle=formula, identity=identity)
 
 
 EXAMPLES = [
     example("fourierft", "mlp", T, n_frequency_pattern={"lin1": 1}),
     example("fourierft_zeros", "sequence", T, init_weights=True, n_frequency_pattern={"lin1": 1}, scaling=300.0),
     example("fourierft_dense", "mlp", T, n_frequency=100, scaling=80.0),
-    example("fourierft_dense_no_bias", "no_bias", ["layer"], n_frequency=50, random_loc_seed=3),
+    example("fourierft_dense_no_bias", "no_bias", ["layer"], n_frequency=50, random_loc_seed=3, scaling=50.0),
     example("fourierft_transposed", "transposed", ["layer"], fan_in_fan_out=True, n_frequency=3),
 ]
 QV = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}

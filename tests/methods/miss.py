@@ -9,7 +9,7 @@ def formula(config, tensors, weights, state):
     """Column j of W gets row j % r of the block; 'bat' works on each tile of W."""
     for key in [k for k in tensors if k.endswith(".miss_block")]:
         name = key.removesuffix(".miss_block") + ".weight"
-        block, W = tensors[key], weights[name]
+        block, W = tensors[key], state[name]
         out, inp = W.shape
         new, r = W.clone(), config.r
         if config.init_weights == "bat":
@@ -21,7 +21,7 @@ def formula(config, tensors, weights, state):
             for j in range(inp):
                 column = block[j % r]
                 new[:, j] += torch.cat([column] * (out // len(column)))
-        state[name] = state[name] + new - W
+        state[name] = new
 
 
 def example(name, base, target, **config):
@@ -37,6 +37,8 @@ EXAMPLES = [
     example("miss_padded", "sequence", ["lin0", "lin1"], r=5),
     example("miss_mini", "mlp", ["lin0"], init_weights="mini", mini_r=6),
     example("miss_bat", "mlp", ["lin0"], init_weights="bat"),
+    example("miss_bat_dropout", "sequence", ["lin0"], init_weights="bat", miss_dropout=0.2),
+    example("miss_mini_padded", "sequence", ["lin0"], init_weights="mini", mini_r=4, r=5),
     example("miss_random", "mlp", ["lin0", "lin1"], init_weights=False),
     example("miss_dropout", "mlp", ["lin0", "lin1"], miss_dropout=0.2),
 ]

@@ -189,6 +189,7 @@ class Adapter:
     changes_input = False
     remakes_from = 0  # rows of x from which on `remakes` pays; fewer go through `output`
     folds = True  # False: its output differs from call to call, so that no weight does the same
+    by_row = True  # False: what it makes of a sample depends on the others of the batch
     rounds = False  # True: in half precision, W + delta may be rounded, so that one product is enough
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
     fields: dict[str, Field] = {}

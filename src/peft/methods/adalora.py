@@ -16,7 +16,7 @@ from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import AdapterError, ConfigError, PeftWarning
 from peft.methods.adalora_budget import RankAllocator
-from peft.methods.lora.config import MAX_RANK, LoraConfig
+from peft.methods.lora.config import MAX_RANK, STARTS, VARIANTS, LoraConfig
 from peft.methods.lora.lora import LoraModel
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
@@ -56,7 +56,7 @@ class AdaLoraConfig(LoraConfig):
         for key, keep in (pattern or {}).items():
             if not isinstance(keep, (list, tuple)) or not all(isinstance(k, bool) for k in keep):
                 raise ConfigError(f"AdaLoraConfig.rank_pattern[{key!r}] must be a list of bool, got {keep!r}.")
-        for name in ("use_dora", "loftq_config", "target_parameters"):
+        for name in ("use_dora", "loftq_config", "target_parameters", *VARIANTS, *STARTS):
             if getattr(self, name):
                 raise ConfigError(f"AdaLoRA does not support {name}; leave AdaLoraConfig.{name} at its default.")
         if self.total_step is None:
@@ -204,6 +204,7 @@ class AdaLoraModel(LoraModel):
     layer_cls = AdaLoraLayer
     target_module_mapping = ADALORA_TARGETS
 
+    file_form = Tuner.file_form  # LoRA's own is for its subtracted starts
     rankallocator = None  # made when training begins
 
     @property

@@ -1,4 +1,4 @@
-"""FourierFT, W + s·Re(F⁻¹(S)): a few trained coefficients, at random places, of a Fourier transform (arXiv 2405.03003)."""
+"""FourierFT, W + s·Re(F⁻¹(S)): S, a Fourier spectrum, has a few trained entries at random places (arXiv 2405.03003)."""
 
 import functools
 from dataclasses import dataclass, field
@@ -82,9 +82,8 @@ class FourierFT(Additive):
     def delta_weight(self):
         c = self.fourierft_spectrum
         S = torch.zeros(self.layer.shape, dtype=torch.promote_types(c.dtype, torch.float32), device=c.device)
-        return (
-            spectral.real_inverse(S.index_put(tuple(self.indices.to(c.device)), c.to(S.dtype))) * self.fourierft_scaling
-        )
+        S = S.index_put(tuple(self.indices.to(c.device)), c.to(S.dtype))
+        return torch.fft.ifft2(S).real * self.fourierft_scaling
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,11 +1,12 @@
-"""Lily: A is shared by neighbouring layers, and all layers of a kind mix the same B's, each in its own way
-(arXiv 2407.09946)."""
+"""Lily, Wx + b + s·B(x)Ax: neighbours share A; all alike share experts B, mixed by a router (arXiv 2407.09946)."""
 
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Adapter, Mod, Val
@@ -14,6 +15,7 @@ from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
+from peft.errors import CheckpointError
 from peft.layers.linear import linear
 from peft.registry import register
 
@@ -24,25 +26,29 @@ class LilyConfig(TargetConfig):
 
     METHOD: ClassVar = PeftType.LILY
 
-    r: int = field(default=32, metadata={"help": "rank of A and of each B"})
-    stride_A: int = field(default=1, metadata={"help": "so many layers in a row share an A"})
-    num_B: int = field(default=2, metadata={"help": "number of B's that are mixed"})
-    scaling: float = field(default=1.0, metadata={"help": "the update is scaled by this"})
+    r: int = field(default=32, metadata={"help": "rank of A and of each expert"})
+    stride_A: int = field(default=1, metadata={"help": "number of consecutive layers that share one A"})
+    num_B: int = field(default=2, metadata={"help": "number of experts B"})
+    scaling: float = field(default=1.0, metadata={"help": "factor of the update"})
     init_weights: bool = field(default=True, metadata={"help": "start as the base model (B = 0), else at random"})
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("r", "stride_A", "num_B"):
-            check_range(self, name, 1)
+        check_range(self, "r", 1)
+        check_range(self, "stride_A", 1)
+        check_range(self, "num_B", 2)
+        check_range(self, "scaling")
 
 
 class Lily(Adapter):
-    """y + s·(A x)·(Σ pᵢBᵢ), p the mean over all tokens of softmax(router(A x))."""
+    """y + s·h·Σ_e p_e B_e, where h = A x and p is softmax(router(h)), averaged over all tokens of the batch."""
 
     prefix = "lily_"
-    by_row = False  # the mixture is one for the whole batch
+    folds = False
+    by_row = False
 
-    lily_A, lily_B, lily_router = Mod(), Mod(), Mod()  # in -> r; weight (num_B * r, out); r -> num_B
+    lily_A, lily_B = Mod(), Mod()  # (r, in), (experts · r, out)
+    lily_router = Mod()  # (experts, r)
     r, scaling, stride_A, num_B = Val(), Val(), Val(), Val()
 
     def build(self, c, where):
@@ -53,22 +59,48 @@ class Lily(Adapter):
         self.lily_router = linear(c.r, c.num_B, False, **where)
 
     def reset(self, c):
-        for module, zero in ((self.lily_A, False), (self.lily_B, c.init_weights), (self.lily_router, False)):
-            bound = 1 / math.sqrt(module.weight.shape[1])
-            module.weight.zero_() if zero else module.weight.uniform_(-bound, bound)
+        nn.init.kaiming_uniform_(self.lily_A.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.lily_router.weight, a=math.sqrt(5))
+        if c.init_weights:
+            self.lily_B.weight.zero_()
+        else:
+            nn.init.kaiming_uniform_(self.lily_B.weight, a=math.sqrt(5))
+
+    @classmethod
+    def from_file(cls, c, tensors, adapters):
+        """A file holds what layers share once for each of them."""
+        first = {}
+        for a in adapters:
+            for name in ("lily_A", "lily_B"):
+                ending = f"{a.key}.{name}.weight"
+                key = next((k for k in (f"base_model.model.{ending}", ending) if k in tensors), None)
+                other = first.setdefault(getattr(a, name), key)
+                if None not in (key, other) and not torch.equal(tensors[key], tensors[other]):
+                    raise CheckpointError(
+                        f"{other!r} and {key!r} differ, but the config lets these layers share one {name}: it is not "
+                        "the config that the adapter was trained with. Correct stride_A or target_modules in it."
+                    )
+        return tensors
 
     def output(self, x, y):
-        B = self.lily_B.weight.view(self.num_B, self.r, -1)
-        h = self.lily_A(self.cast(x, B.dtype))
-        shares = self.lily_router(h).softmax(-1).flatten(0, -2).mean(0)
-        mixed = torch.tensordot(shares.to(B.dtype), B, 1)
-        return torch.add(y, (h @ mixed.to(h.dtype)).to(y.dtype), alpha=self.scaling)
+        R, B = self.lily_router.weight, self.lily_B.weight
+        h = F.linear(x, self.lily_A.weight.to(x.dtype)).flatten(0, -2)
+        p = F.linear(h.to(R.dtype), R).softmax(-1).mean(0)
+        B = torch.einsum("e,ero->ro", p.to(B.dtype), B.view(self.num_B, self.r, -1)).to(y.dtype)
+        return torch.addmm(y.flatten(0, -2), h.to(y.dtype), B, alpha=self.scaling).view(y.shape)
+
+    def beside(self, x, y, y0):
+        return self.output(x, y)
 
 
 class LilyLayer(AdapterLayer):
     """A base layer with Lily adapters."""
 
     adapter_cls = Lily
+
+    def native_scaling(self, name):
+        """The scaling that adapter `name` was made with."""
+        return self.adapters[name].config.scaling
 
 
 class LilyModel(Tuner):
@@ -80,22 +112,21 @@ class LilyModel(Tuner):
     def _add_to_targets(self, name, config, state_dict, how):
         super()._add_to_targets(name, config, state_dict, how)
         self._collect()
-        groups = {}
+        alike = {}
         for layer in self.layers.values():
             if isinstance(layer, LilyLayer) and name in layer.adapters:
-                groups.setdefault((ending(config, layer.adapters[name].key), layer.shape), []).append(
-                    layer.adapters[name]
-                )
-        for adapters in groups.values():
+                adapter = layer.adapters[name]
+                if (target := _target(config.target_modules, adapter.key)) is not None:
+                    alike.setdefault((target, layer.shape), []).append(adapter)
+        for adapters in alike.values():
             for i, adapter in enumerate(adapters):
-                adapter.lily_B = adapters[0].lily_B
                 adapter.lily_A = adapters[i - i % config.stride_A].lily_A
+                adapter.lily_B = adapters[0].lily_B
 
 
-def ending(config, key):
-    """What layers with this name have in common: the name that targets them."""
-    targets = config.target_modules
-    return targets if isinstance(targets, str) else max((t for t in targets if key.endswith(t)), key=len, default=key)
+def _target(names, key):
+    """The entry of target_modules that makes layers alike: the regex, or the longest name that the key ends with."""
+    return names if isinstance(names, str) else max((n for n in names if key.endswith(n)), key=len, default=None)
 
 
 register("LILY", LilyConfig, tuner=LilyModel, prefix="lily_")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.config import TargetConfig
-from peft.core.adapter import Adapter, Mod, Param, Val, through
+from peft.core.adapter import Additive, Mod, Param, Val, through
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -33,7 +33,9 @@ class MissConfig(TargetConfig):
             "help": "True: start as the base model; False: at random; 'mini' and 'bat' are variants of the method"
         },
     )
-    bias: Literal["none", "all", "MiSS_only"] = field(default="none", metadata={"help": "base biases to train"})
+    bias: Literal["none", "all", "miss_only", "MiSS_only"] = field(
+        default="none", metadata={"help": "base biases to train"}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,30 +44,34 @@ class MissConfig(TargetConfig):
         check_range(self, "miss_dropout", 0, 1)
 
 
-class Miss(Adapter):
-    """y + blockᵀ·(sum of the slices of x, each r long). 'bat': r × r tiles W_io become W_io + W_io·B_o + B_o."""
+class Miss(Additive):
+    """y + blockᵀ·(sum of the slices of x, each r long)."""
 
     prefix = "miss_"
 
     miss_dropout = Mod(trainable=False)
-    miss_block = Param()  # (r, out); 'mini': (r, mini_r); 'bat': (out / r, r, r)
-    miss_r, miss_mini_r, variant = Val(), Val(), Val()
+    miss_block = Param()  # (r, out); 'mini': (r, mini_r), repeated to fill out; 'bat': (out / r, r, r)
+    miss_r, miss_mini_r = Val(), Val()
+
+    @classmethod
+    def of(cls, c):
+        return Bat if c.init_weights == "bat" else cls
 
     def build(self, c, where):
-        out, inp = self.layer.shape
-        if c.r > inp:
-            raise ConfigError(f"MissConfig.r={c.r} is more than {self.key} has inputs: {inp}.")
-        if c.init_weights == "bat" and (out % c.r or inp % c.r):
-            raise ConfigError(
-                f"init_weights='bat' cuts {self.key}, {out} x {inp}, into tiles of r={c.r}: choose a divisor."
-            )
-        if c.init_weights == "mini" and out % c.mini_r:
-            raise ConfigError(f"MissConfig.mini_r={c.mini_r} does not divide the {out} outputs of {self.key}.")
-        self.miss_r, self.miss_mini_r, self.variant = c.r, c.mini_r, c.init_weights
+        if c.r > self.layer.shape[1]:
+            raise ConfigError(f"MissConfig.r={c.r} is more than {self.key} has inputs: {self.layer.shape[1]}.")
+        self.miss_r, self.miss_mini_r = c.r, c.mini_r
         if c.miss_dropout:
             self.miss_dropout = nn.Dropout(c.miss_dropout)
-        shape = {"bat": (out // c.r, c.r, c.r), "mini": (c.r, c.mini_r)}.get(c.init_weights, (c.r, out))
-        self.miss_block = nn.Parameter(torch.empty(shape, **where))
+        self.miss_block = nn.Parameter(torch.empty(self.block_shape(c), **where))
+
+    def block_shape(self, c):
+        out = self.layer.shape[0]
+        if c.init_weights != "mini":
+            return c.r, out
+        if out % c.mini_r:
+            raise ConfigError(f"MissConfig.mini_r={c.mini_r} does not divide the {out} outputs of {self.key}.")
+        return c.r, c.mini_r
 
     def reset(self, c):
         if c.init_weights is False:
@@ -74,37 +80,68 @@ class Miss(Adapter):
         else:
             self.miss_block.zero_()
 
-    def remakes(self):
-        """'bat' changes every tile by itself, so W' is made: there is no cheaper way through it.
-
-        Two such adapters each act on W; in upstream the second one acts on what the first made of it.
-        """
-        return 0.0 if self.variant == "bat" else None
-
-    def columns(self):
-        """(r, out), what is added to every r-th column."""
-        block = self.miss_block
-        return block.repeat(1, self.layer.shape[0] // self.miss_mini_r) if self.variant == "mini" else block
-
     def output(self, x, y):
-        if self.variant == "bat":
-            return y + self.layer.op(x, self.delta(self.base_weight().to(self.miss_block.dtype)).to(x.dtype))
-        columns = self.columns()
-        h = through(self.miss_dropout, self.cast(x, columns.dtype))
+        h = through(self.miss_dropout, x).reshape(-1, x.shape[-1])
         if missing := -h.shape[-1] % self.miss_r:
             h = F.pad(h, (0, missing))
-        return y + (h.unflatten(-1, (-1, self.miss_r)).sum(-2) @ columns.to(h.dtype)).to(y.dtype)
+        h, block = h.unflatten(-1, (-1, self.miss_r)).sum(-2), self.miss_block.to(x.dtype)
+        out, width = y.shape[-1], block.shape[1]
+        if width == out:
+            return torch.addmm(y.reshape(-1, out), h, block).view(y.shape)
+        return (y.reshape(-1, out // width, width) + (h @ block).unsqueeze(1)).view(y.shape)
+
+    def beside(self, x, y, y0):
+        return self.output(x, y)
+
+    def delta_weight(self):
+        out, inp = self.layer.shape
+        block = self.miss_block
+        return block.repeat(-(-inp // self.miss_r), out // block.shape[1])[:inp].T
+
+
+class Bat(Miss):
+    """'bat': each r × r tile W_io becomes W_io + W_io·B_o + B_o. As all tiles change, W' is formed."""
+
+    parallel = False
+
+    def block_shape(self, c):
+        out, inp = self.layer.shape
+        if out % c.r or inp % c.r:
+            raise ConfigError(
+                f"init_weights='bat' cuts {self.key}, {out} x {inp}, into tiles of r={c.r}: choose a divisor."
+            )
+        return out // c.r, c.r, c.r
+
+    def remakes(self):
+        drop = self.miss_dropout  # upstream makes it and never applies it
+        return drop.p if drop is not None and drop.training else 0.0
+
+    def output(self, x, y):
+        return self.changed(x, y, self.base_weight())
+
+    def beside(self, x, y, y0):
+        return self.changed(x, y, self.layer.weight_before(self))
+
+    def changed(self, x, y, W):
+        """y and what the change of W makes of x."""
+        update = self.layer.op(through(self.miss_dropout, x), self.delta(W.to(self.miss_block.dtype)).to(x.dtype))
+        return y + update.to(y.dtype)
 
     def delta(self, W):
-        out, inp = W.shape
-        if self.variant != "bat":
-            return self.columns().to(W.dtype).repeat(-(-inp // self.miss_r), 1)[:inp].T
-        r, B = self.miss_r, self.miss_block.to(W.dtype)
-        turned = torch.bmm(W.reshape(out // r, -1, r), B).view(out // r, r, inp // r, r)  # W_io·B_o of all tiles
-        return (turned + B[:, :, None]).view(out, inp)
+        rows, B = self.rows(W)
+        return self.tiled(torch.bmm(rows, B), B, W.shape)
 
     def merged_weight(self, W):
-        return W + self.delta(W)
+        rows, B = self.rows(W)
+        return self.tiled(torch.baddbmm(rows, rows, B), B, W.shape)
+
+    def rows(self, W):
+        """The rows of all tiles in a row of tiles, (out / r, in, r), and the blocks B_o."""
+        return W.reshape(W.shape[0] // self.miss_r, -1, self.miss_r), self.miss_block.to(W.dtype)
+
+    def tiled(self, rows, B, shape):
+        r = self.miss_r
+        return rows.view(-1, r, shape[1] // r, r).add_(B[:, :, None]).view(shape)
 
 
 class MissLayer(AdapterLayer):

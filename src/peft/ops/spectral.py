@@ -124,7 +124,7 @@ def entries(rows, cols, value, factor, shape):
 
 
 def waves(rows, cols, shape):
-    """The layout of a weight W[o, i] = Σ values · cos 2π(o · rows / out + i · cols / in), which is cos·cos - sin·sin."""
+    """The layout of a weight W[o, i] = Σ values · cos 2π(o · rows / out + i · cols / in): cos·cos - sin·sin."""
     (out, inp), n = shape, len(rows)
     (u, sign_u, once_u), (v, sign_v, once_v) = _fold(rows, out), _fold(cols, inp)
     u, v = torch.cat([u, u + out // 2 + 1]), torch.cat([v, v + inp // 2 + 1])  # sines after cosines
