@@ -15,7 +15,6 @@ from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
-from peft.errors import CheckpointError
 from peft.layers.linear import linear
 from peft.registry import register
 
@@ -68,19 +67,23 @@ class Lily(Adapter):
 
     @classmethod
     def from_file(cls, c, tensors, adapters):
-        """A file holds what layers share once for each of them."""
+        """A file holds what layers share once for each. Where its copies differ it was not shared: upstream lets only
+        the first adapter of a model share."""
         first = {}
         for a in adapters:
             for name in ("lily_A", "lily_B"):
-                ending = f"{a.key}.{name}.weight"
-                key = next((k for k in (f"base_model.model.{ending}", ending) if k in tensors), None)
-                other = first.setdefault(getattr(a, name), key)
-                if None not in (key, other) and not torch.equal(tensors[key], tensors[other]):
-                    raise CheckpointError(
-                        f"{other!r} and {key!r} differ, but the config lets these layers share one {name}: it is not "
-                        "the config that the adapter was trained with. Correct stride_A or target_modules in it."
-                    )
+                module, ending = getattr(a, name), f"{a.key}.{name}.weight"
+                found = next((tensors[k] for k in (f"base_model.model.{ending}", ending) if k in tensors), None)
+                other = first.setdefault(module, found)
+                if found is not None and other is not None and not torch.equal(found, other):
+                    a.stand_alone(name)
         return tensors
+
+    def stand_alone(self, name):
+        """Give this layer an A or B of its own in place of a shared one."""
+        W = getattr(self, name).weight
+        setattr(self, name, linear(W.shape[1], W.shape[0], False, device=W.device, dtype=W.dtype))
+        self.set_trainable(self.trainable)
 
     def output(self, x, y):
         R, B = self.lily_router.weight, self.lily_B.weight

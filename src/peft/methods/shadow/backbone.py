@@ -1,7 +1,7 @@
 """The small model that runs beside the base: how it is made, what it reads, and where it caches."""
 
-import contextlib
 import copy
+import functools
 import inspect
 
 import torch
@@ -11,7 +11,6 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from peft.errors import AdapterError, ConfigError
 from peft.methods.shadow.config import MIRROR
-from peft.prompts.cache import name_of
 from peft.prompts.insert import CACHE_NAMES
 
 MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")  # what configs call it
@@ -28,6 +27,12 @@ def make(base, c):
     projection = nn.Identity() if old == new else nn.Linear(new, old, bias=False)
     place = {"device": inner.device, "dtype": inner.dtype}
     return backbone.to(**place), projection.to(**place)
+
+
+@functools.cache
+def parameters_of(cls):
+    """The parameters of a model class' forward, by name."""
+    return inspect.signature(cls.forward).parameters
 
 
 def width(config):
@@ -73,13 +78,11 @@ class Run:
         use_cache = getattr(base.config, "use_cache", False) if use_cache is None else use_cache
         arguments = {n: given[n] for n in ("attention_mask", "position_ids") if given.get(n) is not None}
         self.new = None
-        if use_cache or self.given is not None:
-            name = None
-            with contextlib.suppress(ValueError):  # models without a cache take none
-                name = name_of(backbone)
-            arguments |= {} if name is None else {name: self._cache()}
+        known = parameters_of(type(backbone))
+        name = next((n for n in CACHE_NAMES if n in known), None)
+        if name is not None and (use_cache or self.given is not None):
+            arguments[name] = self._cache()
         arguments = {**arguments, "use_cache": bool(use_cache), **self._embedded(c, given)}
-        known = inspect.signature(backbone.forward).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             arguments = {n: v for n, v in arguments.items() if n in known}
         self.state = backbone(**arguments).last_hidden_state

@@ -1,7 +1,6 @@
 """Shadow at model level: the backbone runs first, then the base model, whose blocks read and update its state."""
 
 import copy
-import inspect
 import threading
 
 import torch
@@ -147,11 +146,10 @@ class ShadowModel(Tuner):
             return self.model(*args, **kwargs)
         call = Call()
         with self.state.during(call, replay=torch.is_grad_enabled() and is_checkpointing(self.model)):
-            given = self._named(args, kwargs)
-            run = self._begin(name, call, given)
+            run = self._begin(name, call, args, kwargs)
             out = self.model(*args, **kwargs)
         run.keep(out)
-        return self._with_loss(name, call.arguments["shadow"][0], given, out)
+        return self._with_loss(name, call.arguments["shadow"][0], run.given, out)
 
     def generate(self, *args, **kwargs):
         """The base model's generate; the backbone runs before each of its steps."""
@@ -161,7 +159,7 @@ class ShadowModel(Tuner):
 
         def before(module, args, kwargs):
             if threading.get_ident() == me:
-                runs.append(self._begin(name, call, self._named(args, kwargs)))
+                runs.append(self._begin(name, call, args, kwargs))
 
         def after(module, args, out):
             if threading.get_ident() == me:
@@ -186,13 +184,12 @@ class ShadowModel(Tuner):
         active = [n for n in self.state.active if n in self.peft_config]
         return active[0] if active and self.state.enabled else None
 
-    def _named(self, args, kwargs):
-        return {**dict(zip(inspect.signature(self.model.forward).parameters, args)), **kwargs}
-
-    def _begin(self, name, call, given):
+    def _begin(self, name, call, args, kwargs):
         """Run the backbone; its projected output is the state before the first block."""
-        from peft.methods.shadow.backbone import Run
+        from peft.methods.shadow.backbone import Run, parameters_of
 
+        given = {**dict(zip(parameters_of(type(self.model)), args)), **kwargs}
+        given.pop("self", None)
         run = Run(self.model, self.shadow_backbone[name], self.peft_config[name], given)
         states = [None] * len(self._adapters(name))
         states[0] = self.shadow_projection[name](run.state)
