@@ -48,10 +48,9 @@ METHODS: dict[str, tuple[str, dict, dict]] = {
     "UNILORA": ("UniLoraConfig", {"r": 8}, {}),
     "VBLORA": ("VBLoRAConfig", {"r": 4, "num_vectors": 64, "vector_length": 64}, {}),
     "VERA": ("VeraConfig", {"r": 64}, {}),
-    "WAVEFT": ("WaveFTConfig", {"n_frequency": 1000}, {}),
 }
 # What is to be at least this many times faster than upstream; every other method at least 1 / 1.05.
-FASTER = dict.fromkeys(["BOFT", "FOURIERFT", "WAVEFT", "ADAMSS", "OSF", "FROD", "LOHA", "LOKR", "OFT"], 2.0)
+FASTER = dict.fromkeys(["BOFT", "FOURIERFT", "ADAMSS", "OSF", "FROD", "LOHA", "LOKR", "OFT"], 2.0)
 
 
 def config(method: str):

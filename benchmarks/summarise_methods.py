@@ -1,4 +1,4 @@
-"""Writes what `peft methods` shows of the measurements: `python benchmarks/summarise_methods.py results/methods.json`."""
+"""What `peft methods` shows of measurements: `python benchmarks/summarise_methods.py results/methods.json`."""
 
 from __future__ import annotations
 

@@ -39,9 +39,7 @@ def inject_adapter_in_model(
             f"{peft_config.peft_type} adapters have more than what is in the layers, which a PeftModel must hold; use "
             "get_peft_model."
         )
-    tuner = tuner_cls(
-        model, peft_config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict
-    )
+    tuner = tuner_cls(model, peft_config, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage, state_dict=state_dict)
     return tuner.model
 
 

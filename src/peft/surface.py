@@ -84,7 +84,6 @@ HOMES = {
     "methods.unilora": ["UniLoraConfig", "UniLoraModel"],
     "methods.vblora": ["VBLoRAConfig", "VBLoRAModel"],
     "methods.vera": ["VeraConfig", "VeraModel"],
-    "methods.waveft": ["WaveFTConfig", "WaveFTModel"],
     "methods.xlora": ["XLoraConfig", "XLoraModel"],
     "prompts.cartridge": [
         "CartridgeConfig",

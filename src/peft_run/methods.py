@@ -1,6 +1,6 @@
 """`peft methods`: the table of methods, from the registry; what was measured comes from `methods.json`.
 
-`python -m peft_run.methods` prints it as docs/methods.md. `methods.json` is written by `benchmarks/summarise_methods.py`.
+`python -m peft_run.methods` prints it as docs/methods.md. `benchmarks/summarise_methods.py` writes that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAD = """# Methods
 
 {count} methods; the names are values of `peft_type`. `peft methods` prints this table, `peft methods LORA` one row.
 
-- **numbers**: trained numbers for one linear layer of 1536 x 576, in the setting of the benchmark; shared ones included.
+- **numbers**: trained numbers for one linear layer of 1536 x 576, in the benchmark's setting, shared ones included.
 - **merges**: the adapter can be put into the weight, so that it costs nothing afterwards.
 - **mixed**: several adapters may share a batch, each row with its own.
 - **time**, **memory**: a training step in multiples of the frozen model's forward and backward, and peak memory beside

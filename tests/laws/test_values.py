@@ -190,7 +190,8 @@ def test_second_adapter_leaves_the_first_alone(example):
     assert torch.equal(model(x), first)
 
 
-PAIRS = [e for e in MERGING if e.several and e.name not in ("saved_head", "tokens_beside")]  # those may not be active together
+ALONE = ("saved_head", "tokens_beside")  # these may not be active together
+PAIRS = [e for e in MERGING if e.several and e.name not in ALONE]
 
 
 @pytest.mark.parametrize("example", PAIRS, ids=str)

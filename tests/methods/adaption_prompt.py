@@ -1,6 +1,6 @@
 """Adaption prompt; its laws are in tests/test_adaption_prompt.py, as it adapts whole attention modules.
 
-Live names end in the adapter's name, as everywhere; upstream's do not, because it keeps inactive adapters off the model.
+Live names end in the adapter's name, as everywhere; upstream's do not, as it keeps inactive adapters off the model.
 """
 
 from case import Case

@@ -189,7 +189,6 @@ class Adapter:
     changes_input = False
     remakes_from = 0  # rows of x from which on `remakes` pays; fewer go through `output`
     folds = True  # False: its output differs from call to call, so that no weight does the same
-    by_row = True  # False: what it makes of a sample depends on the others of the batch
     rounds = False  # True: in half precision, W + delta may be rounded, so that one product is enough
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
     fields: dict[str, Field] = {}
@@ -348,7 +347,7 @@ class Adapter:
             p.requires_grad = trainable
 
     def saved_slots(self):
-        """The slots, keys relative to the layer, of what a file holds of this adapter; the tuner has the shared ones."""
+        """The slots, keys relative to the layer, of what a file holds of this adapter; the tuner has shared ones."""
         if self.borrowed:
             return []
         left_out = self.unsaved(self.config)

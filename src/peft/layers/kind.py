@@ -2,8 +2,6 @@
 
 import torch
 
-from peft.errors import AdapterError
-
 
 class Kind:
     """One base layer type. `base` is always the wrapped module, `layer` the AdapterLayer around it.
@@ -90,11 +88,6 @@ class Kind:
 
     def mixed(self, layer, plan, x, *args, **kwargs):
         """Rows of one batch to different adapters. Right for every method whose input and output act row by row."""
-        if coupled := [name for name in plan.rows if not layer.adapters[name].by_row]:
-            raise AdapterError(
-                f"adapter_names cannot choose an adapter per sample here: {coupled[0]!r} treats all samples of a batch "
-                "together. Run one batch per adapter."
-            )
         h = x
         for name, rows in plan.rows.items():
             a = layer.adapters[name]

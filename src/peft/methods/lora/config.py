@@ -151,9 +151,7 @@ class LoraConfig(TargetConfig):
                 cls = getattr(importlib.import_module(f"peft.methods.lora.{module}"), settings)
                 setattr(self, name, _settings(name, value, cls))
                 if self.init_lora_weights != mode:
-                    warnings.warn(
-                        f"LoraConfig.{name} has no effect without init_lora_weights={mode!r}.", stacklevel=4
-                    )
+                    warnings.warn(f"LoraConfig.{name} has no effect without init_lora_weights={mode!r}.", stacklevel=4)
             elif self.init_lora_weights == mode:
                 raise ConfigError(f"init_lora_weights={mode!r} needs {name}={settings}(...).")
 

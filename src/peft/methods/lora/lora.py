@@ -404,8 +404,8 @@ class LoraModel(Tuner):
         started = any(a.lora_start_A is not None for a in self.adapters_called(name))
         if plain and not started:
             raise ConfigError(
-                f"Adapter {name!r} starts with init_lora_weights={config.init_lora_weights!r}, which takes nothing from "
-                "the base: there is nothing to convert. Leave path_initial_model_for_weight_conversion out."
+                f"Adapter {name!r} starts with init_lora_weights={config.init_lora_weights!r}, which takes nothing "
+                "from the base: there is nothing to convert. Leave path_initial_model_for_weight_conversion out."
             )
         if not started or not (plain or config.init_lora_weights in inits.FROM_DATA):
             return tensors, config
