@@ -162,4 +162,4 @@ def test_attention_delta_counts_once_unless_upstream_wrote_the_file():
 
 
 def test_fixtures_are_small():
-    assert sum(path.stat().st_size for path in UPSTREAM.rglob("*") if path.is_file()) < 2_000_000
+    assert sum(path.stat().st_size for path in UPSTREAM.rglob("*") if path.is_file()) < 4_000_000

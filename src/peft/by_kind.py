@@ -15,7 +15,7 @@ NAMES = {"linear": "Linear", "embedding": "Embedding", "mha": "MultiheadAttentio
 
 @functools.cache
 def __getattr__(name):
-    found = re.fullmatch(r"([a-z_0-9]+)\.(linear|embedding|mha|param|conv)([123]?)", name)
+    found = re.fullmatch(r"([a-z_0-9]+)[.:](linear|embedding|mha|param|conv)([123]?)", name)
     if found is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     method, kind, spatial = registry.method(found[1].upper()), found[2], found[3]

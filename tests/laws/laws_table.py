@@ -79,6 +79,7 @@ EXAMPLES = [
         "embedded",
         {"target_modules": ["emb"], "token_indices": [3, 5, 19]},
         "TRAINABLE_TOKENS",
+        casts=False,
         oracle=lambda config, tensors, weights, state: state["emb.weight"].__setitem__(
             config.token_indices, tensors["emb.trainable_tokens_delta"]
         ),

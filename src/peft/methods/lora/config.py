@@ -165,7 +165,8 @@ class LoraConfig(TargetConfig):
         chosen += ["init_lora_weights='mica'"] if chosen and self.init_lora_weights == "mica" else []
         if len(chosen) > 1:
             raise ConfigError(f"{' and '.join(chosen)} exclude each other: each is a variant of LoRA. Choose one.")
-        check_range(self, "qalora_group_size", 1)
+        if self.use_qalora:
+            check_range(self, "qalora_group_size", 1)
         if self.alora_invocation_tokens is not None and not len(self.alora_invocation_tokens):
             raise ConfigError("LoraConfig.alora_invocation_tokens names no token; list at least one, or leave it None.")
         if self.alora_invocation_tokens and self.task_type not in (None, "CAUSAL_LM"):

@@ -32,7 +32,7 @@ def make(base, c):
 @functools.cache
 def parameters_of(cls):
     """The parameters of a model class' forward, by name."""
-    return inspect.signature(cls.forward).parameters
+    return dict(list(inspect.signature(cls.forward).parameters.items())[1:])
 
 
 def width(config):
@@ -72,15 +72,15 @@ class Run:
     """
 
     def __init__(self, base, backbone, c, given):
-        self.base, self.backbone = base, backbone
-        self.given = next((given[n] for n in CACHE_NAMES if given.get(n) is not None), None)
+        self.base, self.backbone, self.given = base, backbone, given
+        self.cache = next((given[n] for n in CACHE_NAMES if given.get(n) is not None), None)
         use_cache = given.get("use_cache")
         use_cache = getattr(base.config, "use_cache", False) if use_cache is None else use_cache
         arguments = {n: given[n] for n in ("attention_mask", "position_ids") if given.get(n) is not None}
         self.new = None
         known = parameters_of(type(backbone))
         name = next((n for n in CACHE_NAMES if n in known), None)
-        if name is not None and (use_cache or self.given is not None):
+        if name is not None and (use_cache or self.cache is not None):
             arguments[name] = self._cache()
         arguments = {**arguments, "use_cache": bool(use_cache), **self._embedded(c, given)}
         if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
@@ -102,7 +102,7 @@ class Run:
     def _cache(self):
         """The backbone's part of the base's cache: its layers stand behind the base's, so that whatever reorders or
         crops the cache reaches them."""
-        cache, past = self.given, 0
+        cache, past = self.cache, 0
         if cache is not None:
             if not isinstance(cache, Cache) or cache.is_compileable or cache.offloading:
                 raise AdapterError(
@@ -123,7 +123,7 @@ class Run:
 
     def keep(self, out):
         """Put the backbone's cache behind the base's, which `out` returns if it was not given."""
-        found = [self.given, *(getattr(out, n, None) for n in CACHE_NAMES)]
+        found = [self.cache, *(getattr(out, n, None) for n in CACHE_NAMES)]
         cache = next((c for c in found if isinstance(c, Cache)), None)
         if self.new is not None and cache is not None:
             cache.layers.extend(self.new.layers)

@@ -189,7 +189,6 @@ class ShadowModel(Tuner):
         from peft.methods.shadow.backbone import Run, parameters_of
 
         given = {**dict(zip(parameters_of(type(self.model)), args)), **kwargs}
-        given.pop("self", None)
         run = Run(self.model, self.shadow_backbone[name], self.peft_config[name], given)
         states = [None] * len(self._adapters(name))
         states[0] = self.shadow_projection[name](run.state)
