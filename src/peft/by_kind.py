@@ -21,6 +21,7 @@ def __getattr__(name):
     method, kind, spatial = registry.method(found[1].upper()), found[2], found[3]
     title = NAMES.get(kind) or (f"Conv{spatial}d" if spatial else "_ConvNd")
     about = {
+        "__qualname__": name.replace(".", ":"),  # without dots: by it pickle finds the class
         "__module__": __name__,
         "__doc__": f"{method.name} on one kind of layer: {title}(base_layer, adapter_name, config, **settings).",
     }
