@@ -732,7 +732,9 @@ def mutate(content, edits):
     """Bit flips, and pieces cut out, doubled or overwritten."""
     data = bytearray(content)
     for kind, at, value in edits:
-        at %= max(1, len(data))
+        if not data:
+            continue
+        at %= len(data)
         if kind == "flip":
             data[at] ^= 1 << (value % 8)
         elif kind == "cut":

@@ -13,9 +13,13 @@ from peft.core.of_kind import OfKind
 NAMES = {"linear": "Linear", "embedding": "Embedding", "mha": "MultiheadAttention", "param": "ParamWrapper"}
 
 
-@functools.cache
 def __getattr__(name):
-    found = re.fullmatch(r"([a-z_0-9]+)[.:](linear|embedding|mha|param|conv)([123]?)", name)
+    return _made(name.replace(":", "."))
+
+
+@functools.cache
+def _made(name):
+    found = re.fullmatch(r"([a-z_0-9]+)\.(linear|embedding|mha|param|conv)([123]?)", name)
     if found is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     method, kind, spatial = registry.method(found[1].upper()), found[2], found[3]
