@@ -45,5 +45,6 @@ CASES = [
     Case("lily", "llama", QV, second={**QV, "num_B": 3, "stride_A": 2}, **LILY),
     Case("lily_stride", "llama_bias", {**QV, "stride_A": 2, "scaling": 2.0, "init_weights": False}, **LILY),
     Case("lily_regex", "llama", {"r": 2, "stride_A": 3, "target_modules": r".*layers\.\d\..*_proj"}, **LILY),
+    # Upstream names fewer than twenty layers in full, and then lets none share.
     Case("lily_all", "llama", {"r": 2, "stride_A": 2, "target_modules": "all-linear"}, names=False, **LILY),
 ]
