@@ -73,7 +73,8 @@ def test_pull_gives_the_pushed_outputs(pushed, tmp_path):
     same = {"branch": "branch", "loaded": "branch"}
     assert set(found) == {"output", "branch", "secret", "explicit", "subfolder", "auto", "loaded"}
     for name, value in found.items():
-        torch.testing.assert_close(value, wanted[same.get(name, "output")], atol=1e-6, rtol=1e-6, msg=name)
+        expected = wanted[same.get(name, "output")]
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert (wanted["output"] - wanted["branch"]).abs().max() > 1e-3
     assert (wanted["output"] - models.run(models.build("llama"), "llama")).abs().max() > 1e-3
 
