@@ -169,6 +169,11 @@ def through(module, x):
     return x if module is None else module(x)
 
 
+def dropout_rate(module):
+    """The probability with which a dropout module, or None, drops now."""
+    return module.p if module is not None and module.training else 0.0
+
+
 class Adapter:
     """Root of all layer methods: declare fields, `build` them, then define one seam.
 
@@ -190,6 +195,7 @@ class Adapter:
     remakes_from = 0  # rows of x from which on `remakes` pays; fewer go through `output`
     folds = True  # False: its output differs from call to call, so that no weight does the same
     rounds = False  # True: in half precision, W + delta may be rounded, so that one product is enough
+    converts = False  # True: its update is a fixed delta of W, so that there is a LoRA close to it
     follows_ties = False  # True: an adapter on one of two tied layers is always made on the other too
     fields: dict[str, Field] = {}
     trained_fields: list[tuple[str, str]] = []  # (name, name of the dict inside the container)
@@ -313,6 +319,10 @@ class Adapter:
     def merged_bias(self, b, W):
         """The base layer's bias after a merge; b may be None."""
         return b
+
+    def native_scaling(self):
+        """The scaling it was made with, of a method with a field `scaling`."""
+        raise NotImplementedError
 
     def frozen_fields(self):
         """Names of fields that stay frozen although they are parameters."""

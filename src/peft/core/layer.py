@@ -380,7 +380,7 @@ class AdapterLayer(Switchable, nn.Module):
     def set_scale(self, adapter, scale):
         """Scale an adapter's update by `scale` times what it was made with."""
         if adapter in self.adapters and "scaling" in self.__dict__:
-            self._rescale(adapter, scale * self.native_scaling(adapter))
+            self._rescale(adapter, scale * self.adapters[adapter].native_scaling())
 
     def scale_layer(self, scale):
         """Multiply the scaling of the active adapters."""
@@ -392,7 +392,7 @@ class AdapterLayer(Switchable, nn.Module):
         """Undo `scale_layer(scale)`; None: back to the scaling that the adapters were made with."""
         for adapter in self.live() if "scaling" in self.__dict__ else ():
             name = adapter.name
-            self._rescale(name, self.native_scaling(name) if scale is None else self.scaling[name] / scale)
+            self._rescale(name, adapter.native_scaling() if scale is None else self.scaling[name] / scale)
 
     def _rescale(self, name, value):
         """A scaling made a tensor for hotswapping stays that tensor: a compiled model has it as an input."""
@@ -402,7 +402,8 @@ class AdapterLayer(Switchable, nn.Module):
             self.scaling[name] = float(value)
 
     def supports_lora_conversion(self, adapter_name="default"):
-        return False
+        """Whether a LoRA may come close to the adapter; for a name that is not here, to the method's own kind."""
+        return self.adapters.get(adapter_name, self.adapter_cls).converts
 
     def _get_name(self):
         kind = "ParamWrapper" if self.kind.name == "param" else type(self.get_base_layer()).__name__

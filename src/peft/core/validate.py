@@ -70,7 +70,16 @@ def describe(hint):
 
 def check_range(config, field, low=None, high=None, *, above=None, integer=False):
     """Raise ConfigError unless low <= value <= high (and value > above), finite and, if asked, whole."""
-    value = getattr(config, field)
+    _check_number(config, field, getattr(config, field), low, high, above, integer)
+
+
+def check_pattern(config, field, low=None, high=None):
+    """`check_range` for each value of a pattern, {name: number} or None."""
+    for key, value in (getattr(config, field) or {}).items():
+        _check_number(config, f"{field}[{key!r}]", value, low, high)
+
+
+def _check_number(config, field, value, low, high, above=None, integer=False):
     bad = value != value or value in (float("inf"), float("-inf"))
     bad = bad or (low is not None and value < low) or (high is not None and value > high)
     bad = bad or (above is not None and value <= above) or (integer and value != int(value))

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from peft.core.adapter import Additive, Mod, Param, Val, through
+from peft.core.adapter import Additive, Mod, Param, Val, dropout_rate, through
 from peft.core.checkpoint import PREFIX
 from peft.core.defaults import ADALORA_TARGETS
 from peft.core.layer import AdapterLayer
@@ -94,7 +94,7 @@ class AdaLora(Additive):
     def build(self, c, where):
         self.correct_layout(c)
         self.lora_alpha, self.ranknum = c.lora_alpha, c.init_r
-        self.scaling = self.layer.native_scaling(self.name)
+        self.scaling = self.native_scaling()
         if c.lora_dropout:
             self.lora_dropout = nn.Dropout(c.lora_dropout)
         self._allocate(c.init_r, where)
@@ -160,11 +160,14 @@ class AdaLora(Additive):
         """What B(E∘(A x)) is multiplied with."""
         return self.scaling / (self.ranknum + 1e-5)
 
+    def native_scaling(self):
+        """Before the division by the rank."""
+        return float(self.lora_alpha if self.lora_alpha > 0 else self.ranknum)
+
     def low_rank(self):
         if not self.r:  # the budget left nothing here
             return None
-        drop = self.lora_dropout
-        p = drop.p if drop is not None and drop.training else 0.0
+        p = dropout_rate(self.lora_dropout)
         return LowRank(self.lora_A * self.lora_E, self.lora_B, self.factor(), p)
 
     def output(self, x, y):
@@ -188,11 +191,6 @@ class AdaLoraLayer(AdapterLayer):
     """A base layer with AdaLoRA adapters."""
 
     adapter_cls = AdaLora
-
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with, before the division by the rank."""
-        alpha = self.lora_alpha[name]
-        return float(alpha if alpha > 0 else self.ranknum[name])
 
 
 class AdaLoraModel(LoraModel):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from peft.config import LayersConfig
-from peft.core.adapter import Additive, Buf, Derived, Mod
+from peft.core.adapter import Buf, Derived, Mod
 from peft.core.checkpoint import PREFIX
 from peft.core.defaults import ADAMSS_TARGETS
 from peft.core.layer import AdapterLayer
@@ -19,7 +19,8 @@ from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import AdapterMismatchError, ConfigError
 from peft.methods.adamss_asa import SubspaceAllocator
-from peft.ops import kmeans, lowrank
+from peft.methods.factored import Factored
+from peft.ops import kmeans
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -76,7 +77,7 @@ class AdamssConfig(LayersConfig):
                 )
 
 
-class Adamss(Additive):
+class Adamss(Factored):
     """y + P·blockdiag(Bᵢ)·[Aᵢ]·V·(x, 1); the 1 only where the base has a bias, which then changes too."""
 
     prefix = "adamss_"
@@ -165,13 +166,6 @@ class Adamss(Additive):
             B = B @ A
             return LowRank(V, B, 1.0, bias=None if ones is None else B @ ones)
         return LowRank(A @ V, B, 1.0, bias=None if ones is None else B @ (A @ ones))
-
-    def output(self, x, y):
-        return lowrank.add(self.base, y, x, self.low_rank())
-
-    def delta_weight(self):
-        f = self.low_rank()
-        return f.B @ f.A
 
     def merged_bias(self, b, W):
         extra = self.low_rank().bias

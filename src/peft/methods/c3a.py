@@ -43,6 +43,7 @@ class C3A(Additive):
     """Block (m, n) of the update has entry (k, j) kernel[m, n, (j − k) mod b] / in."""
 
     prefix = "c3a_"
+    converts = True
 
     c3a_kernel = Param()  # (out / b, in / b, b)
     block_size = Val()
@@ -78,9 +79,6 @@ class C3ALayer(AdapterLayer):
     """A base layer with C3A adapters. Several active ones add up; in upstream each acts on what the last one gave."""
 
     adapter_cls = C3A
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class C3AModel(Tuner):

@@ -9,14 +9,13 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core import match
-from peft.core.adapter import Additive, Buf, Mod, Param, Val
+from peft.core.adapter import Buf, Mod, Param, Val, dropout_rate
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
-from peft.core.validate import check_range
+from peft.core.validate import check_pattern, check_range
 from peft.enums import PeftType
-from peft.errors import ConfigError
-from peft.ops import lowrank
+from peft.methods.factored import Factored
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -46,18 +45,15 @@ class DeloraConfig(TargetConfig):
         check_range(self, "r", 1)
         check_range(self, "delora_lambda")
         check_range(self, "module_dropout", 0, 1)
-        for key, r in (self.rank_pattern or {}).items():
-            if r < 1:
-                raise ConfigError(f"DeloraConfig.rank_pattern[{key!r}] must be at least 1, got {r}.")
-        for key, bound in (self.lambda_pattern or {}).items():
-            if not math.isfinite(bound):
-                raise ConfigError(f"DeloraConfig.lambda_pattern[{key!r}] must be a finite number, got {bound}.")
+        check_pattern(self, "rank_pattern", 1)
+        check_pattern(self, "lambda_pattern")
 
 
-class Delora(Additive):
+class Delora(Factored):
     """y + B diag(λ / (r‖bᵢ‖‖aᵢ‖)) A (‖w‖∘dropout(x)), with ‖w‖ the lengths of W's columns at the start."""
 
     prefix = "delora_"
+    converts = True
 
     delora_dropout = Mod(trainable=False)
     delora_A, delora_B, delora_lambda = Param(), Param(), Param()  # (r, in), (out, r), (1,)
@@ -87,15 +83,7 @@ class Delora(Additive):
         return A * self.delora_w_norm, B * scale.to(B.dtype)
 
     def low_rank(self):
-        drop = self.delora_dropout
-        return LowRank(*self.factors(), 1.0, drop.p if drop is not None and drop.training else 0.0)
-
-    def output(self, x, y):
-        return lowrank.add(self.base, y, x, self.low_rank())
-
-    def delta_weight(self):
-        A, B = self.factors()
-        return B @ A
+        return LowRank(*self.factors(), 1.0, dropout_rate(self.delora_dropout))
 
 
 def lengths(M, dim):
@@ -107,9 +95,6 @@ class DeloraLayer(AdapterLayer):
     """A base layer with DeLoRA adapters."""
 
     adapter_cls = Delora
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class DeloraModel(Tuner):

@@ -51,6 +51,7 @@ class FourierFT(Additive):
     """S has `spectrum` at `indices`. Where it is sparse enough, x is transformed instead of S."""
 
     prefix = "fourierft_"
+    converts = True
 
     fourierft_spectrum = Param()  # (n,)
     fourierft_n_frequency, fourierft_scaling, fourierft_random_loc_seed = Val(), Val(), Val()
@@ -95,9 +96,6 @@ class FourierFTLayer(AdapterLayer):
     """A base layer with FourierFT adapters."""
 
     adapter_cls = FourierFT
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class FourierFTModel(Tuner):

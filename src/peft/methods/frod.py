@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from peft.config import LayersConfig
-from peft.core.adapter import Additive, BufferDict, Derived, Field, Mod, Param, Val, through
+from peft.core.adapter import Additive, BufferDict, Derived, Field, Mod, Param, Val, dropout_rate, through
 from peft.core.defaults import FROD_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import CheckpointError, ConfigError
-from peft.methods.frod_product import Places, Weight, product, stamp
+from peft.methods.frod_product import Places, Weight, product
+from peft.ops.sources import stamp
 from peft.registry import register
 
 EXACT = 1e-5  # how far, of the largest weight, W may be from what U and V make of it
@@ -233,8 +234,7 @@ class Frod(Additive):
         return 3 * out * inp / (2 * inp - out) if 2 * inp > out else math.inf
 
     def remakes(self):
-        drop = self.frod_dropout
-        return drop.p if drop is not None and drop.training else 0.0
+        return dropout_rate(self.frod_dropout)
 
     def _times(self, x, diagonal, bias=None):
         """U (S + diag) Vᵀ x + bias."""

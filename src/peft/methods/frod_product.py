@@ -9,14 +9,11 @@ import warnings
 import torch
 import torch.nn.functional as F
 
+from peft.ops.sources import stamp
+
 with warnings.catch_warnings():  # torch says once a process that these tensors are new
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor([0, 1], [0], [1.0], check_invariants=False)
-
-
-def stamp(t):
-    """Changes when a tensor's values do."""
-    return (t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version)
 
 
 class Places:

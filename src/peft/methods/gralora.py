@@ -50,6 +50,7 @@ class Gralora(Additive):
     """Input block n goes through A[n] to r numbers; the j-th r / k of all these go through B[j] to output block j."""
 
     prefix = "gralora_"
+    converts = True
 
     gralora_dropout = Mod(trainable=False)
     gralora_A, gralora_B = Param(), Param()  # (k, in / k, r), (k, r, out / k)
@@ -165,13 +166,6 @@ class GraloraLayer(AdapterLayer):
     """A base layer with GraLoRA adapters."""
 
     adapter_cls = Gralora
-
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with."""
-        return self.adapters[name].native_scaling()
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class GraloraModel(Tuner):

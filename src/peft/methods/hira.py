@@ -9,11 +9,11 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core import match
-from peft.core.adapter import Adapter, Mod, Param, Val, through
+from peft.core.adapter import Adapter, Mod, Param, Val, dropout_rate, through
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
-from peft.core.validate import check_range
+from peft.core.validate import check_pattern, check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.registry import register
@@ -39,9 +39,7 @@ class HiraConfig(TargetConfig):
         super().__post_init__()
         check_range(self, "r", 1)
         check_range(self, "hira_dropout", 0, 1)
-        for key, r in (self.rank_pattern or {}).items():
-            if r < 1:
-                raise ConfigError(f"HiraConfig.rank_pattern[{key!r}] must be at least 1, got {r}.")
+        check_pattern(self, "rank_pattern", 1)
 
 
 class Hira(Adapter):
@@ -108,8 +106,7 @@ class Hira(Adapter):
         return self.kind.factor_delta(A.to(dtype), B.to(dtype))
 
     def remakes(self):
-        drop = self.hira_dropout
-        return drop.p if drop is not None and drop.training else 0.0
+        return dropout_rate(self.hira_dropout)
 
     def output(self, x, y):
         A, B = self.factors()

@@ -85,6 +85,9 @@ class Lily(Adapter):
         setattr(self, name, linear(W.shape[1], W.shape[0], False, device=W.device, dtype=W.dtype))
         self.set_trainable(self.trainable)
 
+    def native_scaling(self):
+        return self.config.scaling
+
     def output(self, x, y):
         R, B = self.lily_router.weight, self.lily_B.weight
         h = F.linear(x, self.lily_A.weight.to(x.dtype)).flatten(0, -2)
@@ -100,10 +103,6 @@ class LilyLayer(AdapterLayer):
     """A base layer with Lily adapters."""
 
     adapter_cls = Lily
-
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with."""
-        return self.adapters[name].config.scaling
 
 
 class LilyModel(Tuner):

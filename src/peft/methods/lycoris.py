@@ -9,8 +9,7 @@ from peft.config import TargetConfig
 from peft.core import match
 from peft.core.adapter import Additive, Val
 from peft.core.layer import AdapterLayer
-from peft.core.validate import check_range
-from peft.errors import ConfigError
+from peft.core.validate import check_pattern, check_range
 
 MAX_RANK = 1 << 30  # far beyond any use: what a damaged or hostile file may ask for
 
@@ -39,15 +38,14 @@ class LycorisConfig(TargetConfig):
         check_range(self, "alpha")
         check_range(self, "rank_dropout", 0, 1)
         check_range(self, "module_dropout", 0, 1)
-        for key, value in (self.rank_pattern or {}).items():
-            if not 1 <= value <= MAX_RANK:
-                raise ConfigError(f"{type(self).__name__}.rank_pattern[{key!r}] must be at least 1, got {value!r}.")
+        check_pattern(self, "rank_pattern", 1, MAX_RANK)
 
 
 class Lycoris(Additive):
     """An update whose factors are bare parameters, and whose rows may be dropped."""
 
     kinds = ("linear", "conv")
+    converts = True
 
     r, alpha, scaling = Val(), Val(), Val()
     rank_dropout, module_dropout = Val(), Val()
@@ -64,6 +62,9 @@ class Lycoris(Additive):
     @property
     def drops(self):
         return self.training and bool(self.rank_dropout or self.module_dropout)
+
+    def native_scaling(self):
+        return self.alpha / self.r
 
     def kept(self, like):
         """What this forward multiplies each row of the update with, (out,), or None: nothing is dropped.
@@ -90,12 +91,8 @@ class Lycoris(Additive):
 class LycorisLayer(AdapterLayer):
     """A base layer with such adapters."""
 
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with."""
-        return self.alpha[name] / self.r[name]
-
     def supports_lora_conversion(self, adapter_name="default"):
-        return self.kind.name == "linear"
+        return self.kind.name == "linear" and super().supports_lora_conversion(adapter_name)
 
 
 def parameter(*shape, **where):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.config import TargetConfig
-from peft.core.adapter import Additive, Mod, Param, Val, through
+from peft.core.adapter import Additive, Mod, Param, Val, dropout_rate, through
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -48,6 +48,7 @@ class Miss(Additive):
     """y + blockᵀ·(sum of the slices of x, each r long)."""
 
     prefix = "miss_"
+    converts = True
 
     miss_dropout = Mod(trainable=False)
     miss_block = Param()  # (r, out); 'mini': (r, mini_r), repeated to fill out; 'bat': (out / r, r, r)
@@ -113,8 +114,7 @@ class Bat(Miss):
         return out // c.r, c.r, c.r
 
     def remakes(self):
-        drop = self.miss_dropout  # upstream makes it and never applies it
-        return drop.p if drop is not None and drop.training else 0.0
+        return dropout_rate(self.miss_dropout)  # upstream makes it and never applies it
 
     def output(self, x, y):
         return self.changed(x, y, self.base_weight())
@@ -148,9 +148,6 @@ class MissLayer(AdapterLayer):
     """A base layer with MiSS adapters."""
 
     adapter_cls = Miss
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class MissModel(Tuner):

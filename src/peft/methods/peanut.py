@@ -86,6 +86,9 @@ class Peanut(Adapter):
             h = act(decoder.weight.to(dtype) @ h) + skipped.pop()
         return h
 
+    def native_scaling(self):
+        return self.config.scaling
+
     def low_rank(self):
         W, B = self.base_weight(), self.peanut_B.weight
         return LowRank(self.read(W.to(B.dtype) if lowrank.is_exact() else W, B.dtype), B, self.scaling)
@@ -104,10 +107,6 @@ class PeanutLayer(AdapterLayer):
     """A base layer with PEANuT adapters."""
 
     adapter_cls = Peanut
-
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with."""
-        return self.adapters[name].config.scaling
 
 
 class PeanutModel(Tuner):

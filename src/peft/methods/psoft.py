@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from peft.config import TargetConfig
-from peft.core.adapter import Additive, Derived, Mod, Val
+from peft.core.adapter import Derived, Mod, Val, dropout_rate
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
+from peft.methods.factored import Factored
 from peft.methods.orthogonal import cayley, cayley_neumann, skew
-from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -65,10 +65,11 @@ class Rotation(nn.Module):
         self.vector_a = nn.Parameter(torch.empty(r, **where)) if c.psoft_mag_a else None
 
 
-class Psoft(Additive):
+class Psoft(Factored):
     """y + s·B(R − I)A x, R = diag(b)·(I + Q)(I − Q)⁻¹·diag(a), Q skew-symmetric."""
 
     prefix = "psoft_"
+    converts = True
 
     psoft_dropout = Mod(trainable=False)
     psoft_R = Mod()
@@ -127,17 +128,10 @@ class Psoft(Additive):
         return R if p.vector_a is None else R * p.vector_a
 
     def low_rank(self):
-        R, drop = self.rotation(), self.psoft_dropout
+        R = self.rotation()
         R = R - torch.eye(self.r, dtype=R.dtype, device=R.device)
-        p = drop.p if drop is not None and drop.training else 0.0
+        p = dropout_rate(self.psoft_dropout)
         return LowRank(R @ self.psoft_A.to(R.dtype), self.psoft_B.to(R.dtype), float(self.scaling), p)
-
-    def output(self, x, y):
-        return lowrank.add(self.base, y, x, self.low_rank())
-
-    def delta_weight(self):
-        f = self.low_rank()
-        return (f.B @ f.A) * f.s
 
     def native_scaling(self):
         return self.psoft_alpha / self.r
@@ -147,13 +141,6 @@ class PsoftLayer(AdapterLayer):
     """A base layer with PSOFT adapters."""
 
     adapter_cls = Psoft
-
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with."""
-        return self.adapters[name].native_scaling()
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class PsoftModel(Tuner):

@@ -9,7 +9,7 @@ from torch import nn
 
 from peft.config import LayersConfig
 from peft.core import match
-from peft.core.adapter import Additive, Buf, Mod, Param, Val
+from peft.core.adapter import Additive, Buf, Mod, Param, Val, dropout_rate
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -49,6 +49,7 @@ class RandLora(SeededBases, Additive):
     """For a layer with more inputs than outputs, it is the transpose of the formula that is added."""
 
     prefix = "randlora_"
+    converts = True
     bases = ("randlora_A", "randlora_B")
 
     randlora_dropout = Mod(trainable=False)
@@ -130,8 +131,10 @@ class RandLora(SeededBases, Additive):
         return 3 * narrow * out * inp // (2 * narrow * (out + inp) + narrow * narrow - out * inp)
 
     def dropout(self):
-        drop = self.randlora_dropout
-        return drop.p if drop is not None and drop.training else 0.0
+        return dropout_rate(self.randlora_dropout)
+
+    def native_scaling(self):
+        return self.config.randlora_alpha / self.r
 
     def pair(self):
         return LowRank(*self.factors(), 1.0, self.dropout())
@@ -176,13 +179,6 @@ class RandLoraLayer(AdapterLayer):
     """A base layer with RandLoRA adapters."""
 
     adapter_cls = RandLora
-
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with."""
-        return self.adapters[name].config.randlora_alpha / self.r[name]
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class RandLoraModel(Tuner):

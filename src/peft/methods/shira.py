@@ -92,6 +92,9 @@ class Shira(Additive):
     def from_file(cls, c, tensors, adapters):
         return entries.checked(tensors, ".shira_indices", {a.key: a.layer.shape for a in adapters})
 
+    def native_scaling(self):
+        return 1.0
+
     @property
     def values(self):
         return self.shira_weight * self.scaling
@@ -116,9 +119,6 @@ class ShiraLayer(AdapterLayer):
     """A base layer with SHiRA adapters."""
 
     adapter_cls = Shira
-
-    def native_scaling(self, name):
-        return 1.0
 
 
 class ShiraModel(Tuner):

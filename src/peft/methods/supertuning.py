@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from peft.config import ModulesConfig
-from peft.core.adapter import Additive, Buf, Mod, Param, Val
+from peft.core.adapter import Additive, Buf, Mod, Param, Val, dropout_rate
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -126,8 +126,7 @@ class Supertuning(Additive):
         """The pair of factors, or None."""
         if not self.supertuning_rank:
             return None
-        drop = self.supertuning_lora_dropout
-        p = drop.p if drop is not None and drop.training else 0.0
+        p = dropout_rate(self.supertuning_lora_dropout)
         scale = self.supertuning_lora_alpha / self.supertuning_rank
         return LowRank(self.supertuning_lora_A.weight, self.supertuning_lora_B.weight, scale, p)
 

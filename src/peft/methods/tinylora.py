@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from peft.config import LayersConfig
-from peft.core.adapter import Additive, Buf, Mod, Val, through
+from peft.core.adapter import Additive, Buf, Mod, Val, dropout_rate, through
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -52,6 +52,7 @@ class TinyLora(Additive):
 
     prefix = "tinylora_"
     kinds = ("linear", "embedding")
+    converts = True
 
     tinylora_dropout = Mod(trainable=False)
     tinylora_A, tinylora_B = Buf(), Buf()  # (r, in), (out, r): √S·Vᵀ and U·√S of W
@@ -112,9 +113,9 @@ class TinyLora(Additive):
     def low_rank(self):
         if self.kind.name != "linear":
             return None
-        R, drop = self.mixing(), self.tinylora_dropout
+        R = self.mixing()
         A, B = self.tinylora_A.to(R.dtype), self.tinylora_B.to(R.dtype)
-        return LowRank(R @ A, B, 1.0, drop.p if drop is not None and drop.training else 0.0)
+        return LowRank(R @ A, B, 1.0, dropout_rate(self.tinylora_dropout))
 
     def output(self, x, y):
         if (f := self.low_rank()) is not None:
@@ -134,9 +135,6 @@ class TinyLoraLayer(AdapterLayer):
     """A base layer with TinyLoRA adapters."""
 
     adapter_cls = TinyLora
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class TinyLoraModel(Tuner):

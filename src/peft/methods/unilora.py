@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from peft.config import LayersConfig
-from peft.core.adapter import Additive, Buf, Mod, Param, Val
+from peft.core.adapter import Buf, Mod, Param, Val, dropout_rate
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
-from peft.ops import lowrank
+from peft.methods.factored import Factored
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -44,10 +44,11 @@ class UniLoraConfig(LayersConfig):
         check_range(self, "unilora_dropout", 0, 1)
 
 
-class UniLora(Additive):
+class UniLora(Factored):
     """A = theta[indices_A]∘scales_A, B likewise; scales are 1/√(how often a number is used)."""
 
     prefix = "unilora_"
+    converts = True
 
     unilora_dropout = Mod(trainable=False)
     unilora_indices_A, unilora_indices_B = Buf(), Buf()  # (r, in), (out, r), int64
@@ -92,15 +93,7 @@ class UniLora(Additive):
         return A * self.unilora_scales_A, B * self.unilora_scales_B
 
     def low_rank(self):
-        drop = self.unilora_dropout
-        return LowRank(*self.factors(), 1.0, drop.p if drop is not None and drop.training else 0.0)
-
-    def output(self, x, y):
-        return lowrank.add(self.base, y, x, self.low_rank())
-
-    def delta_weight(self):
-        A, B = self.factors()
-        return B @ A
+        return LowRank(*self.factors(), 1.0, dropout_rate(self.unilora_dropout))
 
 
 def factor_shapes(layer, r):
@@ -123,9 +116,6 @@ class UniLoraLayer(AdapterLayer):
     """A base layer with UniLoRA adapters."""
 
     adapter_cls = UniLora
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class UniLoraModel(Tuner):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.config import TargetConfig
-from peft.core.adapter import Additive, Mod, Param, Val
+from peft.core.adapter import Mod, Param, Val, dropout_rate
 from peft.core.checkpoint import get_peft_model_state_dict
 from peft.core.defaults import VBLORA_TARGETS
 from peft.core.layer import AdapterLayer
@@ -16,7 +16,7 @@ from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import AdapterMismatchError, CheckpointError, ConfigError
-from peft.ops import lowrank
+from peft.methods.factored import Factored
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -51,10 +51,11 @@ class VBLoRAConfig(TargetConfig):
         check_range(self, "vblora_dropout", 0, 1)
 
 
-class VBLoRA(Additive):
+class VBLoRA(Factored):
     """A part of a row of A, or of a column of B, is the mixture of the k vectors with the largest logits there."""
 
     prefix = "vblora_"
+    converts = True
 
     vblora_dropout = Mod(trainable=False)
     vblora_logits_A = Param()  # (r, parts of the input, num_vectors)
@@ -129,15 +130,7 @@ class VBLoRA(Additive):
         self.complete = True
 
     def low_rank(self):
-        drop = self.vblora_dropout
-        return LowRank(*self.factors(), 1.0, drop.p if drop is not None and drop.training else 0.0)
-
-    def output(self, x, y):
-        return lowrank.add(self.base, y, x, self.low_rank())
-
-    def delta_weight(self):
-        A, B = self.factors()
-        return B @ A
+        return LowRank(*self.factors(), 1.0, dropout_rate(self.vblora_dropout))
 
 
 def index_dtype(num_vectors):
@@ -166,9 +159,6 @@ class VBLoRALayer(AdapterLayer):
     """A base layer with VB-LoRA adapters."""
 
     adapter_cls = VBLoRA
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class VBLoRAModel(Tuner):

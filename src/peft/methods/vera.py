@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from peft.config import LayersConfig
-from peft.core.adapter import Additive, Buf, Mod, Param, Val
+from peft.core.adapter import Buf, Mod, Param, Val, dropout_rate
 from peft.core.defaults import VERA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
+from peft.methods.factored import Factored
 from peft.methods.seeded import SeededBases, check_same_bases, kaiming_uniform, largest
-from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -40,10 +40,11 @@ class VeraConfig(LayersConfig):
         check_range(self, "vera_dropout", 0, 1)
 
 
-class Vera(SeededBases, Additive):
+class Vera(SeededBases, Factored):
     """y + b∘(B(d∘(A x)))."""
 
     prefix = "vera_lambda_"
+    converts = True
     bases = ("vera_A", "vera_B")
 
     vera_dropout = Mod(trainable=False)
@@ -76,26 +77,15 @@ class Vera(SeededBases, Additive):
     def low_rank(self):
         """This layer's corner of the bases, A (r, in) and B (out, r), between the trained vectors."""
         out, inp = self.layer.shape
-        drop = self.vera_dropout
-        p = drop.p if drop is not None and drop.training else 0.0
+        p = dropout_rate(self.vera_dropout)
         b, d = self.vera_lambda_b, self.vera_lambda_d
         return LowRank(self.vera_A[:, :inp], self.vera_B[:out], 1.0, p, inner=d, outer=b)
-
-    def output(self, x, y):
-        return lowrank.add(self.base, y, x, self.low_rank())
-
-    def delta_weight(self):
-        f = self.low_rank().absorbed()
-        return f.B @ f.A
 
 
 class VeraLayer(AdapterLayer):
     """A base layer with VeRA adapters."""
 
     adapter_cls = Vera
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return True
 
 
 class VeraModel(Tuner):

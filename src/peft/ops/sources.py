@@ -1,5 +1,7 @@
 """Whether something computed from a model's tensors is still right: a check of a fraction of a microsecond a tensor."""
 
+import torch
+
 
 class Sources:
     """Tensors by their place in the model, as they were when something was computed from them.
@@ -24,3 +26,10 @@ class Sources:
 
 def _version(tensor):
     return -1 if tensor.is_inference() else tensor._version
+
+
+def stamp(t):
+    """Changes when a tensor's values do; of what is no tensor, when it is another object."""
+    if not isinstance(t, torch.Tensor):
+        return id(t)
+    return (t.data_ptr(), t.dtype, _version(t))

@@ -1,7 +1,6 @@
 """CorDA: A and B start as the part of W that matters most, or least, for given inputs (arXiv 2406.05223)."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ import torch
 from peft.core import match
 from peft.errors import ConfigError
 from peft.layers.linear import Conv1D
-from peft.methods.lora.loraga import linear_targets
+from peft.methods.lora.loraga import linear_targets, read_cache, write_cache
 
 EIGENS = "eigens"  # the attribute of a base layer that holds its decomposition until the adapter is made
 INVERSE_ERROR = 0.05  # how far C·C⁻¹ may be from the identity before more damping is added
@@ -53,16 +52,16 @@ def preprocess_corda(model, lora_config, run_model=None, hooked_model=None):
         raise ConfigError("CorDA needs LoraConfig(init_lora_weights='corda', corda_config=CordaConfig(...)).")
     layers = linear_targets(model, lora_config)
     device = next(model.parameters()).device
-    if (cache := _read(corda.cache_file, device)) is not None:
+    if (cache := read_cache(corda.cache_file, device)) is not None:
         for name, layer in layers.items():
             layer.eigens = CordaEigens(*(cache[f"{name}.{EIGENS}.{part}"] for part in CordaEigens._fields))
         return
-    covariances = _read(corda.covariance_file, device)
+    covariances = read_cache(corda.covariance_file, device)
     if covariances is None:
         if run_model is None:
             raise ConfigError("preprocess_corda needs run_model, as neither the cache nor the covariance file exists.")
         covariances = covariance_of_inputs(hooked_model or model, lora_config, run_model)
-        _write(corda.covariance_file, covariances)
+        write_cache(corda.covariance_file, covariances)
     names = layers
     if corda.verbose:
         from tqdm import tqdm
@@ -76,7 +75,7 @@ def preprocess_corda(model, lora_config, run_model=None, hooked_model=None):
         if not corda.prune_temporary_fields:
             layer.covariance_matrix = covariances[name]
     kept = {n: layer.eigens._asdict().items() for n, layer in layers.items()}
-    _write(corda.cache_file, {f"{n}.{EIGENS}.{part}": t for n, parts in kept.items() for part, t in parts})
+    write_cache(corda.cache_file, {f"{n}.{EIGENS}.{part}": t for n, parts in kept.items() for part, t in parts})
 
 
 def covariance_of_inputs(model, config, run_model):
@@ -134,13 +133,3 @@ def start(eigens, r, scaling):
         )
     root = (eigens.S_WC / scaling).sqrt()
     return root[:, None] * eigens.V_WC.t(), eigens.U_WC * root
-
-
-def _read(path, device):
-    return torch.load(path, map_location=device, weights_only=True) if path and Path(path).exists() else None
-
-
-def _write(path, tensors):
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(tensors, path)

@@ -7,7 +7,7 @@ from packaging.version import Version
 from torch import nn
 
 from peft.core import match
-from peft.core.adapter import Additive, Derived, Mod, Param, Slot, Val
+from peft.core.adapter import Additive, Derived, Mod, Param, Slot, Val, dropout_rate
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
@@ -16,6 +16,7 @@ from peft.methods.lora import inits
 from peft.methods.lora.config import LoraConfig
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
+from peft.ops.sources import stamp
 from peft.registry import register
 
 # Up to this release, upstream added the update of an attention layer's out_proj twice; its adapters were trained so.
@@ -46,7 +47,7 @@ class Lora(Additive):
     r, lora_alpha, scaling, use_rslora, use_dora, lora_bias = Val(), Val(), Val(), Val(), Val(), Val()
 
     title = "LoRA"
-    converts = True  # its update is a product of factors whatever the input, so that there is a LoRA like it
+    converts = True
     norms = (None, (), None)  # (what it was computed from, the factors' values then, row norms of W + s·BA)
     base_norms = (None, None)
     twin = None  # the embedding's adapter whose factors this one, on the tied head, reads transposed
@@ -218,11 +219,14 @@ class Lora(Additive):
         modules = self.layer._modules
         drop = modules.get("lora_dropout")
         drop = drop._modules.get(self.name) if drop is not None else None
-        p = drop.p if drop is not None and drop.training else 0.0
+        p = dropout_rate(drop)
         scale = None
         if "lora_magnitude_vector" in modules and (m := self.lora_magnitude_vector) is not None:
             scale = m.weight / self._row_norms()
         return LowRank(A, B, self.layer.__dict__["scaling"][self.name], p, bias, scale)
+
+    def native_scaling(self):
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
     def output(self, x, y):
         if self.kind.name == "linear" and (f := self.low_rank()) is not None:
@@ -261,12 +265,12 @@ class Lora(Additive):
                 return self._compute_norms(*self.effective_factors(), self.base_weight())
             factors = self.factors()
             packed = self.layer.backend.get(self.base, self.kind.param) if not self.layer.merged else None
-            stamp = (*map(_stamp, factors), _stamp(packed), self.scaling)
+            now = (*map(stamp, factors), stamp(packed), self.scaling)
             kept, values, norms = self.norms
-            if learning or kept != stamp or not all(map(torch.equal, factors if values else (), values)):
-                norms = self._compute_norms(*self.effective_factors(), self.base_weight(), _stamp(packed))
+            if learning or kept != now or not all(map(torch.equal, factors if values else (), values)):
+                norms = self._compute_norms(*self.effective_factors(), self.base_weight(), stamp(packed))
                 values = [t.clone() for t in factors if t.device.type == "cpu"]  # elsewhere comparing costs a wait
-                self.norms = (None, (), None) if learning else (stamp, values, norms)
+                self.norms = (None, (), None) if learning else (now, values, norms)
             return norms
 
     def _compute_norms(self, A, B, W, base_stamp=None):
@@ -300,13 +304,6 @@ class Lora(Additive):
         return extra if b is None else b + extra.to(b.dtype)
 
 
-def _stamp(t):
-    """Changes when a tensor's values do."""
-    if not isinstance(t, torch.Tensor):
-        return id(t)
-    return (t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version)
-
-
 class LoraLayer(AdapterLayer):
     """A base layer with LoRA adapters."""
 
@@ -317,14 +314,8 @@ class LoraLayer(AdapterLayer):
             return nn.ModuleDict({n: nn.Identity() for n in self.adapters})
         return super().__getattr__(name)
 
-    def native_scaling(self, name):
-        """The scaling that adapter `name` was made with."""
-        r, alpha = self.r[name], self.lora_alpha[name]
-        return alpha / (r**0.5 if self.use_rslora.get(name) else r)
-
     def supports_lora_conversion(self, adapter_name="default"):
-        adapter = self.adapters.get(adapter_name)
-        return self.kind.name == "linear" and (adapter is None or adapter.converts)
+        return self.kind.name == "linear" and super().supports_lora_conversion(adapter_name)
 
 
 class LoraModel(Tuner):

@@ -55,17 +55,15 @@ def preprocess_loraga(model, lora_config, train_step, cache_file=None):
             raise ConfigError(
                 f"LoRA-GA needs the gradient of {name}, whose weight is quantized ({layer.weight.dtype})."
             )
-    cached = cache_file is not None and Path(cache_file).exists()
-    if cached:
-        gradients = torch.load(cache_file, map_location=next(model.parameters()).device, weights_only=True)
-        gradients = {name: gradients[f"{name}.{GRADIENT}"] for name in layers}
+    cached = read_cache(cache_file, next(model.parameters()).device)
+    if cached is not None:
+        gradients = {name: cached[f"{name}.{GRADIENT}"] for name in layers}
     else:
         gradients = mean_gradients(model, layers, train_step)
     for name, gradient in gradients.items():
         setattr(layers[name], GRADIENT, gradient)
-    if cache_file is not None and not cached:
-        Path(cache_file).parent.mkdir(parents=True, exist_ok=True)
-        torch.save({f"{name}.{GRADIENT}": g for name, g in gradients.items()}, cache_file)
+    if cached is None:
+        write_cache(cache_file, {f"{name}.{GRADIENT}": g for name, g in gradients.items()})
 
 
 def linear_targets(model, config):
@@ -75,6 +73,18 @@ def linear_targets(model, config):
     if not found:
         raise ConfigError("No supported layers found: target_modules names no nn.Linear or Conv1D of the model.")
     return found
+
+
+def read_cache(path, device):
+    """The tensors of a file, or None where there is none."""
+    return torch.load(path, map_location=device, weights_only=True) if path and Path(path).exists() else None
+
+
+def write_cache(path, tensors):
+    """Write tensors to a file; with path=None nothing."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(tensors, path)
 
 
 def mean_gradients(model, layers, train_step):

@@ -1,13 +1,13 @@
 """Shadow at model level: the backbone runs first, then the base model, whose blocks read and update its state."""
 
 import copy
-import threading
 
 import torch
 from torch import nn
 
 from peft.core import match
 from peft.core.adapter import module_slots
+from peft.core.around import around_forwards
 from peft.core.state import Call
 from peft.core.tuner import Tuner
 from peft.errors import AdapterError, ConfigError
@@ -155,24 +155,13 @@ class ShadowModel(Tuner):
         """The base model's generate; the backbone runs before each of its steps."""
         if (name := self._acting()) is None:
             return self.model.generate(*args, **kwargs)
-        call, me, runs = Call(), threading.get_ident(), []
+        call, runs = Call(), []
 
-        def before(module, args, kwargs):
-            if threading.get_ident() == me:
-                runs.append(self._begin(name, call, args, kwargs))
+        def begin(args, kwargs):
+            runs.append(self._begin(name, call, args, kwargs))
 
-        def after(module, args, out):
-            if threading.get_ident() == me:
-                runs.pop().keep(out)
-
-        with self.state.during(call):
-            hooks = [self.model.register_forward_pre_hook(before, with_kwargs=True)]
-            hooks.append(self.model.register_forward_hook(after))
-            try:
-                return self.model.generate(*args, **kwargs)
-            finally:
-                for hook in hooks:
-                    hook.remove()
+        with self.state.during(call), around_forwards(self.model, begin, lambda out: runs.pop().keep(out)):
+            return self.model.generate(*args, **kwargs)
 
     def _acting(self):
         """The name of the adapter that acts in a call that begins now, or None."""

@@ -1,12 +1,13 @@
 """X-LoRA at model level: each call is two, the first for the hidden states that the classifier reads."""
 
+import functools
 import inspect
-import threading
 
 import torch
 
 from peft.core import checkpoint
 from peft.core.adapter import module_slots
+from peft.core.around import around_forwards
 from peft.core.defaults import LORA_TARGETS
 from peft.core.match import STATE_SPACE_UNSAFE
 from peft.core.state import Call
@@ -157,18 +158,10 @@ class XLoraModel(Tuner):
         """The base model's generate; the experts are weighed anew in each step."""
         if not self._acts():
             return self.model.generate(*args, **kwargs)
-        call, me = Call(), threading.get_ident()
-
-        def step(module, args, kwargs):
-            if threading.get_ident() == me:
-                self._weigh(call, args, kwargs)
-
-        with self.state.during(call):
-            handle = self.model.register_forward_pre_hook(step, with_kwargs=True)
-            try:
-                return self.model.generate(*args, **{**kwargs, "use_cache": False})
-            finally:
-                handle.remove()
+        call = Call()
+        weigh = functools.partial(self._weigh, call)
+        with self.state.during(call), around_forwards(self.model, weigh):
+            return self.model.generate(*args, **{**kwargs, "use_cache": False})
 
     def _acts(self):
         """Whether the mixture acts in a call that begins now."""
