@@ -148,7 +148,7 @@ class Bottleneck(Adapter):
                 f"The bottleneck on {self.key} was made for {inp} features, but gets {z.shape[-1]}. Name the width in "
                 "BottleneckConfig.hidden_size, or choose another module."
             )
-        update = through(self.bottleneck_dropout, self.update(z, y if c.residual_before_norm else None)).to(y.dtype)
+        update = self.update(z, y if c.residual_before_norm else None).to(y.dtype)
         if c.renorm:
             return self.kind.plain(self.layer, x + update)
         return update if c.residual_before_norm else y + update
@@ -179,7 +179,7 @@ class Bottleneck(Adapter):
         c = self.config
         D, d, U, u = (None if t is None else t.to(z.dtype) for t in self.projections())
         h = z if self.bottleneck_norm_before is None else _norm(self.bottleneck_norm_before, z)
-        h = F.linear(ACTIVATIONS[c.non_linearity](F.linear(h, D, d)), U, u)
+        h = through(self.bottleneck_dropout, F.linear(ACTIVATIONS[c.non_linearity](F.linear(h, D, d)), U, u))
         s = c.scaling if self.bottleneck_scale is None else self.bottleneck_scale.to(z.dtype)
         h = h if s is c.scaling and s == 1 else h * s
         if self.bottleneck_gate is not None:
