@@ -24,10 +24,20 @@ from peft.wrap import get_peft_model
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS, HEADS = ("adapter.safetensors", "pytorch_adapter.bin"), ("model_head.safetensors", "pytorch_model_head.bin")
-NO_EFFECT = (  # settings that count when an adapter is made, or that its tensors tell
-    "cross_adapter hypercomplex_nonlinearity init_weights init_weights_seed inv_adapter_reduction_factor leave_out "
-    "mh_adapter output_adapter phm_c_init phm_init_range phm_rank reduction_factor"
-).split()
+NO_EFFECT = {  # settings that count when an adapter is made, or that its tensors tell
+    "cross_adapter",
+    "hypercomplex_nonlinearity",
+    "init_weights",
+    "init_weights_seed",
+    "inv_adapter_reduction_factor",
+    "leave_out",
+    "mh_adapter",
+    "output_adapter",
+    "phm_c_init",
+    "phm_init_range",
+    "phm_rank",
+    "reduction_factor",
+}
 DEFAULTS = {  # of files that leave them out
     "non_linearity": "relu",
     "original_ln_before": False,
@@ -163,8 +173,8 @@ def convert_adapters_checkpoint(base, model_id, **options):
     model_type = getattr(getattr(base, "config", None), "model_type", None)
     if model_type not in FAMILIES:
         raise CheckpointError(
-            f"Adapters of the adapters library can be loaded into models of the types {', '.join(FAMILIES)}; this one's "
-            f"model_type is {model_type!r}."
+            f"Adapters of the adapters library can be loaded into models of the types {', '.join(FAMILIES)}, but this "
+            f"one's model_type is {model_type!r}."
         )
     tensors = _read(model_id, WEIGHTS, options)
     if tensors is None:
@@ -189,7 +199,7 @@ def _settings(path, data):
         raise CheckpointError(
             f"{path}: config.architecture is {kind!r}; only bottleneck adapters of the adapters library can be loaded."
         )
-    settings = {**DEFAULTS, **{k: v for k, v in given.items() if k not in (*NO_EFFECT, "architecture")}}
+    settings = {**DEFAULTS, **{k: v for k, v in given.items() if k not in NO_EFFECT | {"architecture"}}}
     if unknown := sorted(settings.keys() - DEFAULTS.keys()):
         raise CheckpointError(f"{path}: config has the unknown settings {unknown}, which may change what it computes.")
     name = str(settings["non_linearity"]).lower()
@@ -325,7 +335,7 @@ class _Conversion:
         return max(found, key=len)
 
     def _check_shared(self, found):
-        """Raise CheckpointError where layers share something that the file does not hold (version 1.3.0 leaves it out)."""
+        """Raise CheckpointError where layers share something that the file does not hold."""
         s = self.settings
         for field, name in (("shared_phm_rule", "bottleneck_rule"), ("shared_W_phm", "bottleneck_shared_down")):
             if s["phm_layer"] and s[field] and not any(f".{name}." in key for key in found):
