@@ -8,6 +8,7 @@ NOTES = {
     "ADAPTION_PROMPT": ("a gated prompt inside the last attention layers", "instruction following with few numbers"),
     "BEFT": ("an added bias", "a few thousand numbers must do"),
     "BOFT": ("a product of sparse rotations of W", "images; keeps angles between neurons"),
+    "BOTTLENECK": ("small networks after or beside a block's parts", "many tasks on one base; cannot be merged"),
     "C3A": ("circulant blocks", "high rank from few numbers"),
     "CARTRIDGE": ("keys and values of a prefix", "a long document distilled into a cache"),
     "CPT": ("small moves of real prompt tokens", "few-shot classification from a handful of examples"),
