@@ -19,7 +19,6 @@ from peft import BottleneckConfig, LoraConfig, get_peft_model
 from peft.core.defaults import BOTTLENECK_SITES
 from peft.errors import AdapterError, CheckpointError, ConfigError
 from peft.methods.bottleneck.invertible import Coupling
-from peft.ops import bottleneck
 
 X = noise((3, 5, models.WIDTH), 7)
 NEW_GELU = {"gelu_new": lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))}
@@ -121,34 +120,6 @@ def test_compacter_shares_its_rules_and_little_else():
     per_layer = n * (width // n + size // n) * 2 + size + width
     assert sum(v.numel() for v in t.values()) == n**3 + 2 * per_layer
     assert [k for k in t if "rule" in k] == ["base_model.bottleneck_rule.weight"]
-
-
-@pytest.mark.parametrize("f", [f for f in bottleneck.ACTIVATIONS.values() if f in bottleneck.BACK])
-@pytest.mark.parametrize("same", [True, False])
-def test_fused_is_plain_in_value_and_both_derivatives(f, same):
-    shapes = {
-        "y": (2, 3, 6),
-        "z": (2, 3, 6 if same else 5),
-        "D": (4, 6 if same else 5),
-        "d": (4,),
-        "U": (6, 4),
-        "u": (6,),
-    }
-    t = {k: noise(s, i).double().requires_grad_() for i, (k, s) in enumerate(shapes.items())}
-    y, z = t["y"], t["y"] if same else t["z"]
-    wanted = [v for k, v in t.items() if not (same and k == "z")]
-    rest = (t["D"], t["d"], t["U"], t["u"], f)
-    fused, plain = bottleneck.add(y, z, *rest, 0.7), y + 0.7 * bottleneck.plain(z, *rest)
-    assert type(fused.grad_fn).__name__ == "FusedBackward"
-    for a, b in zip(derivatives(fused, wanted), derivatives(plain, wanted)):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
-
-
-def derivatives(out, tensors):
-    """The value, its gradients, and the gradients of these."""
-    grads = torch.autograd.grad(out.square().sum(), tensors, create_graph=True)
-    second = torch.autograd.grad(sum(g.sin().sum() for g in grads), tensors)
-    return [out, *grads, *second]
 
 
 # -- places ----------------------------------------------------------------------------------------------------------

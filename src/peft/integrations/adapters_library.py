@@ -14,9 +14,9 @@ import torch
 from peft.core import match
 from peft.core.checkpoint import PREFIX, set_peft_model_state_dict
 from peft.errors import AdapterError, CheckpointError, PeftWarning
+from peft.methods.bottleneck.activations import ACTIVATIONS
 from peft.methods.bottleneck.config import BottleneckConfig
 from peft.model import PeftModel
-from peft.ops.bottleneck import ACTIVATIONS
 from peft.storage import hub
 from peft.storage.files import read_json
 from peft.weights import read_pickle, read_safetensors

@@ -13,9 +13,8 @@ from peft.errors import AdapterError, ConfigError
 from peft.layers.block import own_width
 from peft.layers.linear import linear
 from peft.methods.bottleneck import hypercomplex
+from peft.methods.bottleneck.activations import ACTIVATIONS
 from peft.methods.bottleneck.invertible import Coupling
-from peft.ops import bottleneck
-from peft.ops.bottleneck import ACTIVATIONS
 
 
 class Bottleneck(Adapter):
@@ -146,28 +145,18 @@ class Bottleneck(Adapter):
 
     def output(self, x, y):
         c = self.config
+        z = self.read(x, y)
         if self.rests():
             return y
-        z = self.read(x, y)
         if z.shape[-1] != self.bottleneck_width:
             raise AdapterError(
                 f"The bottleneck on {self.key} was made for {self.bottleneck_width} features, but gets {z.shape[-1]}. "
                 "Name the width in BottleneckConfig.hidden_size, or choose another module."
             )
-        if self.bare:
-            D, d, U, u = (None if t is None else t.to(z.dtype) for t in self.projections())
-            return bottleneck.add(y, z, D, d, U, u, ACTIVATIONS[c.non_linearity], c.scaling).to(y.dtype)
         update = self.update(z, y if c.residual_before_norm else None).to(y.dtype)
         if c.renorm:
             return self.kind.plain(self.layer, x + update)
         return update if c.residual_before_norm else y + update
-
-    @property
-    def bare(self):
-        """Whether the update is nothing but the two projections, times a number."""
-        c = self.config
-        more = c.renorm or c.norm_before or c.norm_after or c.gating or c.dropout
-        return not more and not isinstance(c.scaling, str)
 
     def rests(self):
         """Whether this step of AdapterDrop leaves this layer's adapter out."""
@@ -211,8 +200,7 @@ class Tap(Bottleneck):
     """Leaves its layer as it is, and hands what the layer gets to those that read it."""
 
     def build(self, c, where):
-        tapped = [(end, name) for end, name in c.tap_modules.items() if f".{self.key}".endswith(f".{name}")]
-        self.bottleneck_feeds = [self.key[: -len(name)] + end for end, name in tapped]
+        self.bottleneck_feeds = []  # the tuner knows them
 
     def reset(self, c):
         pass
@@ -225,8 +213,6 @@ class Tap(Bottleneck):
 
 class Invertible(Bottleneck):
     """An invertible map of what the embedding returns; on the output embedding, its inverse on what that gets."""
-
-    head = False
 
     def build(self, c, where):
         width = _sizes(self.layer, c, self.key)[2]

@@ -7,7 +7,7 @@ from peft.config import TargetConfig
 from peft.core.validate import check_pattern, check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
-from peft.ops.bottleneck import ACTIVATIONS
+from peft.methods.bottleneck.activations import ACTIVATIONS
 
 COMPACTER = {"reduction_factor": 32.0, "non_linearity": "gelu", "phm_dim": 4}
 VARIANTS: dict[str, dict] = {  # name: the fields that it sets where a config leaves them open

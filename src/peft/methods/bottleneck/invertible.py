@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.layers.linear import linear
-from peft.ops.bottleneck import ACTIVATIONS
+from peft.methods.bottleneck.activations import ACTIVATIONS
 
 
 class Coupling(nn.Module):

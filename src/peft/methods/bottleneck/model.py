@@ -49,12 +49,16 @@ class BottleneckModel(Tuner):
         self._collect()
         modules = {key: (path, module) for key, path, module in match.walk(self.model)}
         adapted = [layer.adapters[name].key for layer in self.layers.values() if name in layer.adapters]
-        if config.reads != "output":
-            for key in dict.fromkeys(tap_of(config, key) for key in adapted):
-                if key is not None and key not in modules:
-                    raise ConfigError(f"BottleneckConfig.tap_modules names {key}, which is not in the model.")
-                if key is not None:
-                    self._layer_at(*modules[key]).add_adapter(name, config, key, **how)
+        taps = {}
+        for key in adapted if config.reads != "output" else ():
+            if (tap := tap_of(config, key)) is not None:
+                taps.setdefault(tap, []).append(key)
+        for tap, readers in taps.items():
+            if tap not in modules:
+                raise ConfigError(f"BottleneckConfig.tap_modules names {tap}, which is not in the model.")
+            layer = self._layer_at(*modules[tap])
+            layer.add_adapter(name, config, tap, **how)
+            layer.adapters[name].bottleneck_feeds = readers
         if config.invertible:
             self._add_invertible(name, config, modules, set(adapted), how)
 
