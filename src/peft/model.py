@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from peft import registry
+from peft.core.compose import ByRow, Composition
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
@@ -163,23 +164,33 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         """
         if self._is_prompt_learning:
             return self._prompt_forward(*args, adapter_names=adapter_names, **kwargs)
-        arguments = self.base_model.call_arguments(args, kwargs)
-        if adapter_names is None and not arguments:
-            self.base_model.state.forget_replay()
-            return self.base_model(*args, **kwargs)
-        with self._choosing(adapter_names, arguments, args, kwargs):
-            return self.base_model(*args, **kwargs)
+        return self._governed(self.base_model, adapter_names, args, kwargs)
 
     def generate(self, *args, adapter_names=None, **kwargs):
         """The base model's generate under the active adapters, or under `adapter_names` as in forward."""
         if self._is_prompt_learning:
             return self._prompt_generate(*args, adapter_names=adapter_names, **kwargs)
+        return self._governed(self.base_model.generate, adapter_names, args, kwargs)
+
+    def _governed(self, run, adapter_names, args, kwargs):
+        """run(*args, **kwargs) with the adapters that the call, or the composition, chooses for each sample."""
+        state = self.base_model.state
+        by_row = adapter_names is None and state.enabled and isinstance(state.block, ByRow)
+        if by_row:
+            size = _batch_size(args, kwargs)
+            names = state.block.assign(size)
+            args, kwargs = state.block.prepare(args, kwargs, size)
         arguments = self.base_model.call_arguments(args, kwargs)
-        if adapter_names is None and not arguments:
-            self.base_model.state.forget_replay()
-            return self.base_model.generate(*args, **kwargs)
-        with self._choosing(adapter_names, arguments, args, kwargs):
-            return self.base_model.generate(*args, **kwargs)
+        if by_row:
+            checkpointing = torch.is_grad_enabled() and is_checkpointing(self.get_base_model())
+            context = state.during(Call(names, **arguments), replay=checkpointing)
+        elif adapter_names is None and not arguments:
+            state.forget_replay()
+            return run(*args, **kwargs)
+        else:
+            context = self._choosing(adapter_names, arguments, args, kwargs)
+        with context:
+            return run(*args, **kwargs)
 
     def _choosing(self, adapter_names, arguments, args, kwargs):
         """A context in which this thread's forwards use `adapter_names` and the method's own call arguments.
@@ -233,12 +244,16 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
     def set_adapter(self, adapter_name, inference_mode=False):
         """Let this adapter act, and no other. It is trained from now on unless it was made or loaded for inference.
 
-        Raises ValueError for an unknown name.
+        adapter_name: a name, or a composition of names: Stack, Average, Split, Parallel. Raises ValueError for an
+        unknown name.
         """
-        if adapter_name not in self.peft_config:
-            raise AdapterError(f"Adapter {adapter_name} not found. There are {list(self.peft_config)}.")
+        names = adapter_name.names if isinstance(adapter_name, Composition) else [adapter_name]
+        if unknown := [n for n in names if n not in self.peft_config]:
+            raise AdapterError(f"Adapter {', '.join(map(str, unknown))} not found. There are {list(self.peft_config)}.")
         if self._is_prompt_learning:
-            self.prompt_state.active = (adapter_name,)
+            if len(names) > 1:
+                raise AdapterError(f"One prompt acts at a time, but {adapter_name!r} names {len(names)}.")
+            self.prompt_state.active = tuple(names)
             self._mark_prompt_trainable(inference_mode)
         else:
             self.base_model.set_adapter(adapter_name, inference_mode=inference_mode)
@@ -292,11 +307,12 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             return
         self._delete_prompt(adapter_name)
 
-    def _add_task_modules(self, config):
+    @classmethod
+    def _add_task_modules(cls, config):
         """Heads that the task trains go into config.modules_to_save, where the method has it."""
-        if self.task_modules and any(f.name == "modules_to_save" for f in dataclasses.fields(config)):
+        if cls.task_modules and any(f.name == "modules_to_save" for f in dataclasses.fields(config)):
             given = list(config.modules_to_save or ())
-            config.modules_to_save = given + [m for m in self.task_modules if m not in given]
+            config.modules_to_save = given + [m for m in cls.task_modules if m not in given]
 
     @staticmethod
     def _fill_base_name(config, model):

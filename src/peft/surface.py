@@ -8,6 +8,7 @@ HOMES = {
     "model": ["PeftModel"],
     "wrap": ["get_peft_model"],
     "mixed": ["PeftMixedModel"],
+    "stacked": ["PeftStackedModel"],
     "tasks": [
         "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
         "PeftModelForCausalLM",
@@ -26,6 +27,7 @@ HOMES = {
         "AutoPeftModelForSequenceClassification",
         "AutoPeftModelForTokenClassification",
     ],
+    "core.compose": ["Average", "Parallel", "Split", "Stack"],
     "functional": ["inject_adapter_in_model"],
     "core.checkpoint": [
         "get_base_model_state_dict",

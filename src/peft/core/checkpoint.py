@@ -26,7 +26,7 @@ def tuner_parts(model):
         if "model" in inner._modules and hasattr(inner, "layers") and hasattr(inner, "extras"):
             return PREFIX, inner.model, model.peft_config
         return "base_model.", inner, model.peft_config
-    if hasattr(type(model), "layer_cls"):
+    if hasattr(type(model), "own_slots"):
         return "model.", model.model, model.peft_config
     return "", model, getattr(model, "peft_config", {})
 
@@ -34,24 +34,25 @@ def tuner_parts(model):
 def tuner_of(model):
     """The tuner of a PeftModel, or the model itself if it is one, or None."""
     tuner = model._modules.get("base_model", model)
-    return tuner if hasattr(type(tuner), "layer_cls") else None
+    return tuner if hasattr(type(tuner), "own_slots") else None
 
 
 def adapter_slots(model, adapter_name):
     """The `Slot`s of everything that a file holds of one adapter; `key` and `file_key` are full."""
     prefix, base, _ = tuner_parts(model)
     layers, extras = registry_of(model, base)
-    slots = []
+    slots, tuner = [], tuner_of(model)
     for path, layer in layers.items():
         if (adapter := layer.adapters.get(adapter_name)) is None:
             continue
         device = layer.placement()["device"]
-        path = f"{prefix}{path}."
+        file_path = path if tuner is None else tuner.file_path(path)
         for slot in adapter.saved_slots():
             slot.device = device
-            slot.file_key, slot.key = path + adapter.file_key(slot.key, adapter_name), path + slot.key
+            slot.file_key = f"{prefix}{file_path}.{adapter.file_key(slot.key, adapter_name)}"
+            slot.key = f"{prefix}{path}.{slot.key}"
             slots.append(slot)
-    if (tuner := tuner_of(model)) is not None:
+    if tuner is not None:
         above = prefix.removesuffix("model.")
         for slot in tuner.own_slots(adapter_name):
             slot.file_key, slot.key = above + slot.file_key, above + slot.key

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from peft import layers, quant
+from peft.core import compose
 from peft.core.adapter import Adapter
 from peft.core.state import AdapterState, Stray, Switchable
 from peft.errors import AdapterError, CheckpointError, ConfigError, MergeError
@@ -252,6 +253,8 @@ class AdapterLayer(Switchable, nn.Module):
         state = self.state
         if state.calls and state.enabled and (call := state.call()) is not None and call.names is not None:
             return self._forward_call(call, x, *args, **kwargs)
+        if state.block is not None and state.enabled:
+            return compose.forward(self, state.block, x, *args, **kwargs)
         if self._undo or not state.enabled:
             merged = self.merged_adapters
             if not state.enabled:

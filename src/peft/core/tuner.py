@@ -5,10 +5,11 @@ import warnings
 from torch import nn
 
 from peft.core import extras, match, shared
+from peft.core.compose import ByRow, Composition
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
 from peft.core.wrappers import AuxiliaryTrainingWrapper
-from peft.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
+from peft.errors import AdapterError, ConfigError, MergeError, NoMatchingPeftModuleError
 
 
 class Tuner(nn.Module):
@@ -84,6 +85,10 @@ class Tuner(nn.Module):
         """The slots of what a file holds of an adapter beside its layers; keys and file keys are relative to this."""
         return shared.slots(self, adapter_name)
 
+    def file_path(self, path):
+        """The path of an adapted layer as the keys of a file have it."""
+        return path
+
     # -- injection -----------------------------------------------------------------------------------------------
     def inject_adapter(
         self, model, adapter_name, config=None, *, autocast_adapter_dtype=True, low_cpu_mem_usage=False, state_dict=None
@@ -141,6 +146,10 @@ class Tuner(nn.Module):
                 f"Only one adapter of a model may train the biases of the base, but {biased} all do. Set bias='none' "
                 "for all but one."
             )
+
+    def configs_like(self, config):
+        """The configs of all adapters of this method, also where others share the model."""
+        return [c for c in self.peft_config.values() if type(c) is type(config)]
 
     def prepare_model(self, config):
         """Change the model's structure before any layer is looked at."""
@@ -235,17 +244,21 @@ class Tuner(nn.Module):
     def set_adapter(self, adapter_name, inference_mode=False):
         """Let these adapters act, and no others. They are trained unless made for inference; others are not.
 
-        Costs nothing per layer for adapters that are not trained. While merged: unmerges, with a warning.
+        adapter_name: one name, several, which then act one after the other, or a Composition of names. Costs nothing
+        per layer for adapters that are not trained. While merged: unmerges, with a warning.
         """
-        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
-        for wrapper in self.extras.values():
+        block = adapter_name if isinstance(adapter_name, Composition) else None
+        names = (adapter_name,) if isinstance(adapter_name, str) else block.names if block else tuple(adapter_name)
+        if block is not None:
+            block.check(self.layers)
+        for wrapper in self.extras.values() if not isinstance(block, ByRow) else ():
             wrapper.check_can_activate(names)
         merged = [layer for layer in self.layers.values() if layer.merged]
         if merged:
             warnings.warn("Some adapters are merged; they are unmerged before others are activated.", stacklevel=2)
             for layer in merged:
                 layer.unmerge()
-        before, self.state.active = self.state.active, names
+        before, self.state.active, self.state.block = self.state.active, names, block
         changed = {n for n in {*before, *names} if n in self.peft_config}
         for layer in self.layers.values():
             for name in changed:
@@ -291,6 +304,8 @@ class Tuner(nn.Module):
         """Remove an adapter. If it was active, the first remaining one becomes active. Unknown: ValueError."""
         if adapter_name not in self.peft_config:
             raise AdapterError(f"Adapter {adapter_name} does not exist; there are {list(self.peft_config)}.")
+        if self.state.block is not None and adapter_name in self.state.block.names:
+            raise AdapterError(f"Adapter {adapter_name!r} is part of {self.state.block!r}; activate others first.")
         self._remove(adapter_name)
         del self.peft_config[adapter_name]
 
@@ -337,6 +352,11 @@ class Tuner(nn.Module):
         """
         if isinstance(adapter_names, str):
             raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
+        if self.state.block is not None and adapter_names is None:
+            raise MergeError(
+                f"What {self.state.block!r} does is not put into the weights. Name adapters in adapter_names to merge "
+                "one after the other, or make one of them first with add_weighted_adapter."
+            )
         if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
             raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
         done = []

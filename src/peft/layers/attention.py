@@ -13,6 +13,7 @@ class Attention(Kind):
     """
 
     name = "attention"
+    composes = False
     types: tuple[str, ...] = ()  # names of the classes that compute as this file says
 
     @classmethod

@@ -27,11 +27,15 @@ class Block(Kind):
     def call(self, layer, active, x, *args, **kwargs):
         for a in reversed(active):
             x = a.input(x)
-        y = self.plain(layer, x, *args, **kwargs)
-        hidden, rest = (y[0], y[1:]) if isinstance(y, tuple) else (y, None)
+        hidden, whole = self.parted(self.plain(layer, x, *args, **kwargs))
         for a in active:
             hidden = a.output(x, hidden)
-        return hidden if rest is None else (hidden, *rest)
+        return whole(hidden)
+
+    def parted(self, returned):
+        if isinstance(returned, tuple):
+            return returned[0], lambda y: (y, *returned[1:])
+        return returned, lambda y: y
 
     def mixed(self, layer, plan, x, *args, **kwargs):
         raise AdapterError(

@@ -11,6 +11,7 @@ class Kind:
 
     name = ""
     param = "weight"
+    composes = True  # adapters change what the layer returns, so that compositions can combine those changes
 
     @staticmethod
     def owns(base):
@@ -74,6 +75,10 @@ class Kind:
         for i, a in enumerate(active):
             y = a.beside(x, y, y0) if i or merged else a.output(x, y)
         return y.to(dtype)
+
+    def parted(self, returned):
+        """(y, a function that gives the base layer's return value with another y) of what the base layer returned."""
+        return returned, lambda y: y
 
     def merge(self, layer, adapter, safe_merge):
         """Put an adapter into the base layer; returns the two things that `unmerge` takes back."""

@@ -190,7 +190,7 @@ class RandLoraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        check_same_bases([*self.peft_config.values()])
+        check_same_bases(self.configs_like(config))
 
 
 register("RANDLORA", RandLoraConfig, tuner=RandLoraModel, prefix="randlora_")

@@ -145,7 +145,7 @@ class TinyLoraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        if len({c.save_projection for c in self.peft_config.values()}) > 1:
+        if len({c.save_projection for c in self.configs_like(config)}) > 1:
             raise ConfigError("All TinyLoRA adapters of a model need the same save_projection.")
 
 
