@@ -199,7 +199,7 @@ assert took < 0.1, took
 print(len(new))
 """
     count = int(python("-c", script))
-    assert count < 60
+    assert count < 80
 
 
 # -- classes per layer kind -------------------------------------------------------------------------------------------

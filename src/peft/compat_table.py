@@ -95,7 +95,7 @@ ALIASES = {
     # -- methods -------------------------------------------------------------------------------------------------
     "tuners": _merged(
         LORA_CONFIGS,
-        {"methods.lora.lora": "LoraModel"},
+        {"methods.lora.model": "LoraModel"},
         LORA_CONVERSION,
         ARROW,
         {"mixed": "MixedModel"},
@@ -128,7 +128,7 @@ ALIASES = {
             "set_additional_trainable_modules",
         },
     ),
-    "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION, ARROW),
+    "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.model": "LoraModel"}, LORA_CONVERSION, ARROW),
     "tuners.lora.arrow": {"methods.lora.arrow": "ArrowConfig create_arrow_model"},
     "tuners.lora.config": LORA_CONFIGS,
     "tuners.lora.conversion": LORA_CONVERSION,
@@ -136,7 +136,11 @@ ALIASES = {
     "tuners.lora.layer": _merged(
         LORA_LAYERS, {"by_kind": "Conv1d=lora.conv1 MultiheadAttention=lora.mha _ConvNd=lora.conv"}
     ),
-    "tuners.lora.model": {"methods.lora.lora": "LoraLayer LoraModel", "methods.lora.config": "LoraConfig"},
+    "tuners.lora.model": {
+        "methods.lora.lora": "LoraLayer",
+        "methods.lora.model": "LoraModel",
+        "methods.lora.config": "LoraConfig",
+    },
     "tuners.mixed": MIXED,
     "tuners.mixed.model": MIXED,
     # -- utilities -----------------------------------------------------------------------------------------------

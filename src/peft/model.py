@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from peft import registry
+from peft.core.calls import batch_size, is_checkpointing
 from peft.core.compose import ByRow, Composition
-from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
 from peft.errors import AdapterError, PeftWarning
@@ -177,7 +177,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         state = self.base_model.state
         by_row = adapter_names is None and state.enabled and isinstance(state.block, ByRow)
         if by_row:
-            size = _batch_size(args, kwargs)
+            size = batch_size(args, kwargs)
             names = state.block.assign(size)
             args, kwargs = state.block.prepare(args, kwargs, size)
         arguments = self.base_model.call_arguments(args, kwargs)
@@ -204,7 +204,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             raise AdapterError("Cannot pass `adapter_names` when the model is in training mode; call model.eval().")
         if any(layer.merged for layer in self.base_model.layers.values()):
             raise AdapterError("Cannot pass `adapter_names` when there are merged adapters, please unmerge first.")
-        size = _batch_size(args, kwargs)
+        size = batch_size(args, kwargs)
         names = [adapter_names] * (size or 1) if isinstance(adapter_names, str) else list(adapter_names)
         if size is not None and size != len(names):
             raise AdapterError(f"adapter_names needs one name a sample: got {len(names)} names for {size} samples.")
@@ -399,26 +399,3 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         from peft.card import write_model_card
 
         write_model_card(self, output_dir)
-
-
-def is_checkpointing(model):
-    """Whether some part of a model recomputes its activations (transformers' flag)."""
-    stack = [model]
-    while stack:
-        module = stack.pop()
-        if module.__dict__.get("gradient_checkpointing", False):
-            return True
-        if isinstance(module, AdapterLayer):
-            stack.append(module._modules["base_layer"])
-        else:  # a copy: another thread may be loading an adapter
-            stack += [m for m in list(module._modules.values()) if m is not None]
-    return False
-
-
-def _batch_size(args, kwargs):
-    """Number of samples in a forward's arguments, or None where it cannot be told."""
-    for name in ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features", "inputs"):
-        if isinstance(kwargs.get(name), torch.Tensor):
-            return kwargs[name].shape[0]
-    tensors = [v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor) and v.ndim]
-    return tensors[0].shape[0] if tensors else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from peft.enums import PeftType
 
 BUILT_IN = {  # peft_type -> the file that registers it
-    "LORA": "peft.methods.lora.lora",
+    "LORA": "peft.methods.lora.model",
     "TRAINABLE_TOKENS": "peft.methods.trainable_tokens",
     "PREFIX_TUNING": "peft.prompts.prefix",
     "PROMPT_TUNING": "peft.prompts.prompt_tuning",

@@ -48,7 +48,7 @@ HOMES = {
     "methods.lora.monteclora": ["MontecloraConfig"],
     "methods.lora.velora": ["VeloraConfig"],
     "methods.lora.convert": ["convert_to_lora", "save_as_lora"],
-    "methods.lora.lora": ["LoraModel"],
+    "methods.lora.model": ["LoraModel"],
     "methods.trainable_tokens": ["TrainableTokensConfig", "TrainableTokensModel"],
     "kappa": ["find_kappa_target_modules"],
     "methods.adalora": ["AdaLoraConfig", "AdaLoraModel"],

@@ -1,7 +1,6 @@
 """The one wrapper around a base layer: adapters by name, activation, forward, merge, for every method alike."""
 
 import itertools
-import math
 import warnings
 
 import torch
@@ -10,11 +9,13 @@ from torch import nn
 from peft import layers, quant
 from peft.core import compose
 from peft.core.adapter import Adapter
+from peft.core.scaling import Scalable
 from peft.core.state import AdapterState, Stray, Switchable
-from peft.errors import AdapterError, CheckpointError, ConfigError, MergeError
+from peft.errors import AdapterError, ConfigError, MergeError
+from peft.ops.finite import not_finite
 
 
-class AdapterLayer(Switchable, nn.Module):
+class AdapterLayer(Switchable, Scalable, nn.Module):
     """A base layer with adapters. Each method has a subclass that names its `adapter_cls`, for isinstance and repr.
 
     adapters  {adapter name: Adapter}; the tensors lie in containers named after the adapter's fields
@@ -161,31 +162,6 @@ class AdapterLayer(Switchable, nn.Module):
                 slot.tensor.requires_grad = False
         self.kind.added(self, name, config, autocast=autocast, empty=empty)
 
-    def settle(self, name):
-        """Give what a file left out, and is still on the meta device, its initial values."""
-        adapter = self.adapters[name]
-        slots = [s for s in adapter.saved_slots() if s.owner is not None]
-        if not any(s.tensor.is_meta for s in slots):
-            return
-        device = self.placement()["device"]
-        size = sum(s.tensor.numel() for s in slots if s.tensor.is_meta)
-        if size > 16 * max(math.prod(self.shape), 1 << 16):  # r=10**8 in a hostile file would fill the memory
-            raise CheckpointError(
-                f"The file of adapter {name!r} leaves out {adapter.key or type(self.get_base_layer()).__name__}, whose "
-                f"settings ask for {size:,} numbers, many more than the layer has itself. They are wrong."
-            )
-        filled = [(s, s.tensor.detach().clone()) for s in slots if not s.tensor.is_meta]
-        for slot in slots:
-            if slot.tensor.is_meta:
-                old = slot.tensor
-                new = torch.empty_like(old, device=device)
-                slot.owner[slot.name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-        with torch.no_grad():
-            adapter.reset(adapter.config)
-            for slot, value in filled:
-                slot.owner[slot.name].copy_(value)
-        self._changed()
-
     def delete_adapter(self, name):
         """Remove an adapter; raises AdapterError while it is merged."""
         if name in self.merged_adapters:
@@ -318,7 +294,7 @@ class AdapterLayer(Switchable, nn.Module):
                 merged = self.adapted_weight([adapter], W)
             new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
             merged = merged.to(W.dtype)
-            if _not_finite(merged) and (safe_merge or not _not_finite(W)):
+            if not_finite(merged) and (safe_merge or not not_finite(W)):
                 raise MergeError(
                     f"NaNs detected in the merged weights. The adapter {adapter.name} seems to be broken: merging it "
                     f"into {adapter.key or type(base).__name__} gives values that are not finite."
@@ -379,31 +355,6 @@ class AdapterLayer(Switchable, nn.Module):
         with torch.no_grad():
             return self.kind.uncanon(self.adapters[adapter].delta(self.base_weight().float()))
 
-    # -- scaling, for methods that have one ----------------------------------------------------------------------
-    def set_scale(self, adapter, scale):
-        """Scale an adapter's update by `scale` times what it was made with."""
-        if adapter in self.adapters and "scaling" in self.__dict__:
-            self._rescale(adapter, scale * self.adapters[adapter].native_scaling())
-
-    def scale_layer(self, scale):
-        """Multiply the scaling of the active adapters."""
-        if scale != 1 and "scaling" in self.__dict__:
-            for adapter in self.live():
-                self.scaling[adapter.name] *= scale
-
-    def unscale_layer(self, scale=None):
-        """Undo `scale_layer(scale)`; None: back to the scaling that the adapters were made with."""
-        for adapter in self.live() if "scaling" in self.__dict__ else ():
-            name = adapter.name
-            self._rescale(name, adapter.native_scaling() if scale is None else self.scaling[name] / scale)
-
-    def _rescale(self, name, value):
-        """A scaling made a tensor for hotswapping stays that tensor: a compiled model has it as an input."""
-        if isinstance(self.scaling[name], torch.Tensor):
-            self.scaling[name].fill_(value)
-        else:
-            self.scaling[name] = float(value)
-
     def supports_lora_conversion(self, adapter_name="default"):
         """Whether a LoRA may come close to the adapter; for a name that is not here, to the method's own kind."""
         return self.adapters.get(adapter_name, self.adapter_cls).converts
@@ -419,20 +370,6 @@ def _check_kind(kind, base, adapter_cls):
             f"Target module {base} is not supported: {adapter_cls.__name__} adapts layers of the kinds "
             f"{', '.join(adapter_cls.kinds)}. Choose its sub-layers in target_modules instead."
         )
-
-
-class HiddenStatesLayer(AdapterLayer):
-    """A wrapper around a part of a transformer, which gets its hidden states by position or by name."""
-
-    def forward(self, *args, **kwargs):
-        if "hidden_states" in kwargs:
-            args = (kwargs.pop("hidden_states"), *args)
-        return super().forward(*args, **kwargs)
-
-
-def _not_finite(W):
-    """Whether W holds NaN or infinity; the sum, a tenth of the cost, tells for almost every sound weight."""
-    return not W.sum(dtype=torch.float32).isfinite() and not W.isfinite().all()
 
 
 def _moved(kept, fn):

@@ -4,11 +4,11 @@ import warnings
 
 from torch import nn
 
-from peft.core import extras, match, shared
+from peft.core import biases, extras, match, shared
 from peft.core.compose import ByRow, Composition
 from peft.core.layer import AdapterLayer
+from peft.core.slots import wrappers_in
 from peft.core.state import AdapterState
-from peft.core.wrappers import AuxiliaryTrainingWrapper
 from peft.errors import AdapterError, ConfigError, MergeError, NoMatchingPeftModuleError
 
 
@@ -114,7 +114,7 @@ class Tuner(nn.Module):
             extras.tie_adapters(self, adapter_name, config, how)
             if self._stale:
                 self._collect()
-            self._train_biases()
+            biases.train(self)
         except BaseException:
             self._collect()
             self._remove(adapter_name)
@@ -140,12 +140,7 @@ class Tuner(nn.Module):
 
     def check_new_config(self, adapter_name, config):
         """Raise ConfigError where a new adapter cannot share the model with those already there."""
-        biased = [n for n, c in self.peft_config.items() if getattr(c, "bias", "none") != "none"]
-        if len(self.peft_config) > 1 and len(biased) > 1:
-            raise ConfigError(
-                f"Only one adapter of a model may train the biases of the base, but {biased} all do. Set bias='none' "
-                "for all but one."
-            )
+        biases.check(self.peft_config)
 
     def configs_like(self, config):
         """The configs of all adapters of this method, also where others share the model."""
@@ -209,24 +204,7 @@ class Tuner(nn.Module):
     def _collect(self):
         """Rebuild the registry from the module tree. New dicts: other threads may be reading the old."""
         self._stale = False
-        layers, extras = {}, {}
-        for _, path, module in match.walk(self.model):
-            while isinstance(module, AdapterLayer):
-                layers[path] = module
-                module, path = module._modules["base_layer"], f"{path}.base_layer"
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                extras[path] = module
-        self.layers, self.extras = layers, extras
-
-    def _train_biases(self):
-        for name in self.state.active:
-            bias = getattr(self.peft_config.get(name), "bias", "none")
-            if bias == "all":
-                for _, _, module in match.walk(self.model):
-                    _train_bias(module)
-            elif bias != "none":
-                for layer in self.layers.values():
-                    _train_bias(layer)
+        self.layers, self.extras = wrappers_in(self.model)
 
     # -- activation ----------------------------------------------------------------------------------------------
     @property
@@ -268,7 +246,7 @@ class Tuner(nn.Module):
         for wrapper in self.extras.values():
             wrapper.mark_trainable(names, inference_mode)
         self._rejoin()
-        self._train_biases()
+        biases.train(self)
 
     def _rejoin(self):
         for holder in self.state.strays:
@@ -281,13 +259,12 @@ class Tuner(nn.Module):
 
     def disable_adapter_layers(self):
         """Compute what the base model would, until enabled again. Nothing about training changes."""
-        for name in self.state.active:
-            if getattr(self.peft_config.get(name), "bias", "none") != "none":
-                warnings.warn(
-                    "Careful, disabling adapter layers does not bring the base model's outputs back: "
-                    f"the adapter {name!r} also trained its biases.",
-                    stacklevel=3,
-                )
+        for name in biases.trainers(self):
+            warnings.warn(
+                "Careful, disabling adapter layers does not bring the base model's outputs back: "
+                f"the adapter {name!r} also trained its biases.",
+                stacklevel=3,
+            )
         self._enable(False)
 
     def _enable(self, enabled):
@@ -422,11 +399,3 @@ def check_name(name):
     """Adapter names are one part of a dotted key and a folder name, so some are refused."""
     if not isinstance(name, str) or not name or set(name) & set("./\\\0") or name in ("..",):
         raise KeyError(f"An adapter name must be a non-empty str without '.', '/' and '\\', got {name!r}.")
-
-
-def _train_bias(module):
-    while isinstance(module, AdapterLayer):
-        module = module._modules["base_layer"]
-    for name, p in module._parameters.items():
-        if p is not None and (name == "bias" or name.endswith("_bias")):
-            p.requires_grad = True

@@ -17,7 +17,7 @@ from peft.enums import PeftType
 from peft.errors import AdapterError, ConfigError, PeftWarning
 from peft.methods.adalora_budget import RankAllocator
 from peft.methods.lora.config import MAX_RANK, STARTS, VARIANTS, LoraConfig
-from peft.methods.lora.lora import LoraModel
+from peft.methods.lora.model import LoraModel
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from peft.core.adapter import Adapter, Mod, Val, through
-from peft.core.layer import HiddenStatesLayer
+from peft.core.hidden_states import HiddenStatesLayer
 from peft.errors import AdapterError
 
 

@@ -8,12 +8,12 @@ from torch import nn
 from peft.core import match
 from peft.core.adapter import module_slots
 from peft.core.around import around_forwards
+from peft.core.calls import is_checkpointing
 from peft.core.state import Call
 from peft.core.tuner import Tuner
 from peft.errors import AdapterError, ConfigError
 from peft.methods.shadow.config import MIRROR
 from peft.methods.shadow.layer import ShadowLayer
-from peft.model import is_checkpointing
 
 PARTS = ("shadow_backbone", "shadow_projection", "shadow_head")
 BLOCK_LISTS = ("layers", "h")  # what models call the list of their blocks
