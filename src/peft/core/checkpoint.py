@@ -99,11 +99,15 @@ def base_slots(model):
                 slot.file_key = slot.key
                 slots[slot.key] = slot
             continue
+        start = f"{prefix}{path}." if path else prefix
+        beside = {}  # scales and the like, which a quantized layer computes for its state_dict
+        if not module._modules and type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
+            beside = {start + k: Slot(start + k, t, file_key=start + k) for k, t in module.state_dict().items()}
         for owner in (module._parameters, module._buffers):
             for name, t in owner.items():
                 if t is not None and name not in module._non_persistent_buffers_set:
-                    key = f"{prefix}{path}.{name}" if path else f"{prefix}{name}"
-                    slots[key] = Slot(key, t, owner, name, key)
+                    slots[start + name] = Slot(start + name, t, owner, name, start + name)
+        slots.update((k, slot) for k, slot in beside.items() if k not in slots)
     return slots
 
 
@@ -398,8 +402,10 @@ def set_base_model_state_dict(model, state_dict, strict=True):
     if strict and (missing or unexpected):
         raise RuntimeError(f"The state_dict does not fit the base model: missing {missing}, unexpected {unexpected}.")
     for key, slot in slots.items():
-        if key in state_dict:
+        if key in state_dict and slot.owner is not None:
             fill(slot, state_dict[key])
+        elif key in state_dict and not torch.equal(slot.tensor, state_dict[key]):
+            raise RuntimeError(f"{key} belongs to a quantized weight, which can only be loaded with its whole layer.")
     return LoadResult(missing, unexpected, [])
 
 

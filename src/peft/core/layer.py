@@ -3,6 +3,7 @@
 import itertools
 import math
 import warnings
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -51,6 +52,7 @@ class AdapterLayer(Switchable, nn.Module):
             **{name: {} for name, f in self.adapter_cls.fields.items() if f.container is None and not f.shared},
         )
         self.kind.attach(self)
+        self.backend.attach(base)
 
     def __getattr__(self, name):
         try:
@@ -97,6 +99,14 @@ class AdapterLayer(Switchable, nn.Module):
         base = self.get_base_layer()
         packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
         return self.kind.canon(self.backend.unpack(base, packed))
+
+    def readable_base(self):
+        """The base layer, or where its weight holds no numbers that mean something alone, one with those it stands for.
+
+        For functions of the user's that look at a layer.
+        """
+        base = self.get_base_layer()
+        return SimpleNamespace(weight=self.kind.uncanon(self.base_weight())) if self.backend.name else base
 
     def base_bias(self):
         """The pristine bias or None, also while merged."""

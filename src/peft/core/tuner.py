@@ -393,6 +393,8 @@ class Tuner(nn.Module):
         elif layer.owned:
             return  # goes with the attention module that reads its weight
         match.put(self.model, path, layer.base_layer)
+        if not isinstance(layer.base_layer, AdapterLayer) and not path.endswith(".base_layer"):
+            layer.backend.detach(layer.base_layer)
 
     def supports_lora_conversion(self, adapter_name="default"):
         return all(layer.supports_lora_conversion(adapter_name) for layer in self.layers.values())

@@ -1,8 +1,9 @@
 """Quantization backends: read and write a base weight however it is stored, one file per library."""
 
+from peft.quant import bnb
 from peft.quant.backend import Plain
 
-BACKENDS: list[type[Plain]] = []  # quantized ones first match wins; `Plain` owns the rest
+BACKENDS: list[type[Plain]] = [bnb.FourBit, bnb.EightBit]  # the first match wins; `Plain` owns the rest
 
 
 def find(base):
