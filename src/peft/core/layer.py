@@ -52,7 +52,6 @@ class AdapterLayer(Switchable, nn.Module):
             **{name: {} for name, f in self.adapter_cls.fields.items() if f.container is None and not f.shared},
         )
         self.kind.attach(self)
-        self.backend.attach(base)
 
     def __getattr__(self, name):
         try:

@@ -4,6 +4,7 @@ import warnings
 
 from torch import nn
 
+from peft import quant
 from peft.core import extras, match, shared
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
@@ -59,6 +60,7 @@ class Tuner(nn.Module):
                 p.requires_grad = True
             raise
         self.set_adapter([adapter_name])
+        quant.attach(model)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -383,6 +385,7 @@ class Tuner(nn.Module):
         self.layers.clear()
         self.extras.clear()
         extras.fix_tie_flag(self.model)
+        quant.detach(self.model)
         if "peft_config" in self.model.__dict__:
             del self.model.peft_config
         return self.model
@@ -393,8 +396,6 @@ class Tuner(nn.Module):
         elif layer.owned:
             return  # goes with the attention module that reads its weight
         match.put(self.model, path, layer.base_layer)
-        if not isinstance(layer.base_layer, AdapterLayer) and not path.endswith(".base_layer"):
-            layer.backend.detach(layer.base_layer)
 
     def supports_lora_conversion(self, adapter_name="default"):
         return all(layer.supports_lora_conversion(adapter_name) for layer in self.layers.values())
