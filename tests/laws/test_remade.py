@@ -10,7 +10,7 @@ from test_training import run_backward
 from torch.utils.checkpoint import checkpoint
 
 from peft.core.adapter import Adapter
-from peft.ops import product, remade
+from peft.ops import lowrank, product, remade
 from peft.registry import method
 
 
