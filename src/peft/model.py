@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from peft import registry
+from peft import quant, registry
 from peft.core.calls import batch_size, is_checkpointing
 from peft.core.compose import ByRow, Composition
 from peft.core.state import AdapterState, Call
@@ -54,6 +54,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             self._peft_config = {}
             self.prompt_state = AdapterState([adapter_name])
             self.base_model = model
+            quant.attach(model)
             self._add_prompt(adapter_name, peft_config)
         else:
             self._peft_config = None

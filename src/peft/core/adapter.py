@@ -47,7 +47,7 @@ class Adapter:
     renames: dict[str, str] = {}  # checkpoint spelling of a key ending, where it differs from the model's
     parallel = True  # several adapters on one layer: each acts on the pristine W (else on what the last one made)
     by_row = True  # what becomes of a sample depends on that sample alone
-    changes_input = False
+    changes_input = changes_bias = False
     remakes_from = 0  # rows of x from which on `remakes` pays; fewer go through `output`
     folds = True  # False: its output differs from call to call, so that no weight does the same
     rounds = False  # True: in half precision, W + delta may be rounded, so that one product is enough
@@ -64,6 +64,7 @@ class Adapter:
         cls.shared_fields = [k for k, f in cls.fields.items() if f.shared]
         cls.trained_shared = [k for k, f in cls.fields.items() if f.trainable and f.shared]
         cls.changes_input = cls.input is not Adapter.input
+        cls.changes_bias = cls.merged_bias is not Adapter.merged_bias
 
     def __init__(self, layer, name, key=""):
         self.layer, self.name, self.key = layer, name, key
@@ -84,6 +85,11 @@ class Adapter:
     @property
     def training(self):
         return self.layer.training
+
+    @property
+    def base_dtype(self):
+        """The dtype that the base layer computes in, however it is stored."""
+        return self.kind.placement(self.base, self.layer.backend)[1]
 
     def base_weight(self):
         """The pristine base weight, also while merged."""

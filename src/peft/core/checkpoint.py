@@ -282,8 +282,10 @@ def set_base_model_state_dict(model, state_dict, strict=True):
     if strict and (missing or unexpected):
         raise RuntimeError(f"The state_dict does not fit the base model: missing {missing}, unexpected {unexpected}.")
     for key, slot in slots.items():
-        if key in state_dict:
+        if key in state_dict and slot.owner is not None:
             fill(slot, state_dict[key])
+        elif key in state_dict and not torch.equal(slot.tensor, state_dict[key]):
+            raise RuntimeError(f"{key} belongs to a quantized weight, which can only be loaded with its whole layer.")
     return LoadResult(missing, unexpected, [])
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -99,6 +100,14 @@ class AdapterLayer(Switchable, Scalable, nn.Module):
         base = self.get_base_layer()
         packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
         return self.kind.canon(self.backend.unpack(base, packed))
+
+    def readable_base(self):
+        """The base layer, or where its weight holds no numbers that mean something alone, one with those it stands for.
+
+        For functions of the user's that look at a layer.
+        """
+        base = self.get_base_layer()
+        return SimpleNamespace(weight=self.kind.uncanon(self.base_weight())) if self.backend.name else base
 
     def base_bias(self):
         """The pristine bias or None, also while merged."""

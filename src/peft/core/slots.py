@@ -1,5 +1,7 @@
 """The tensors of a whole model, of an adapter and of the base, as slots; and the wrappers that hold them."""
 
+from torch import nn
+
 from peft.core import match
 from peft.core.fields import Slot, module_slots
 from peft.core.layer import AdapterLayer
@@ -94,9 +96,13 @@ def base_slots(model):
                 slot.file_key = slot.key
                 slots[slot.key] = slot
             continue
+        start = f"{prefix}{path}." if path else prefix
+        beside = {}  # scales and the like, which a quantized layer computes for its state_dict
+        if not module._modules and type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
+            beside = {start + k: Slot(start + k, t, file_key=start + k) for k, t in module.state_dict().items()}
         for owner in (module._parameters, module._buffers):
             for name, t in owner.items():
                 if t is not None and name not in module._non_persistent_buffers_set:
-                    key = f"{prefix}{path}.{name}" if path else f"{prefix}{name}"
-                    slots[key] = Slot(key, t, owner, name, key)
+                    slots[start + name] = Slot(start + name, t, owner, name, start + name)
+        slots.update((k, slot) for k, slot in beside.items() if k not in slots)
     return slots

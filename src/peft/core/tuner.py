@@ -4,6 +4,7 @@ import warnings
 
 from torch import nn
 
+from peft import quant
 from peft.core import biases, extras, match, shared
 from peft.core.compose import ByRow, Composition
 from peft.core.layer import AdapterLayer
@@ -60,6 +61,7 @@ class Tuner(nn.Module):
                 p.requires_grad = True
             raise
         self.set_adapter([adapter_name])
+        quant.attach(model)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -380,6 +382,7 @@ class Tuner(nn.Module):
         self.layers.clear()
         self.extras.clear()
         extras.fix_tie_flag(self.model)
+        quant.detach(self.model)
         if "peft_config" in self.model.__dict__:
             del self.model.peft_config
         return self.model

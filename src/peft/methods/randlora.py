@@ -117,7 +117,7 @@ class RandLora(SeededBases, Additive):
 
     # In half precision factors act on x. In float32 it takes less, for many rows of x, to multiply them.
     def low_rank(self):
-        return self.pair() if self.base.weight.dtype.itemsize < 4 else None
+        return self.pair() if self.base_dtype.itemsize < 4 else None
 
     def remakes(self):
         return self.dropout()

@@ -82,7 +82,7 @@ class TinyLora(Additive):
         self.correct_layout(c)
         out, inp = self.stored_shape()
         self.r = r = min(c.r, out, inp)
-        like = {"device": where["device"], "dtype": self.base.weight.dtype}
+        like = {"device": where["device"], "dtype": self.base_dtype}
         self.tinylora_A, self.tinylora_B = torch.empty(r, inp, **like), torch.empty(out, r, **like)
         if c.tinylora_dropout:
             self.tinylora_dropout = nn.Dropout(c.tinylora_dropout)

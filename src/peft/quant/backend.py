@@ -1,9 +1,17 @@
 """The contract of a weight storage, and its plain form: float parameters."""
 
+import sys
+
 import torch
 from torch import nn
 
 from peft.errors import MergeError
+
+
+def loaded(module, *names):
+    """These classes of a module, as a tuple; () where nobody has imported it: then nothing is an instance of them."""
+    found = sys.modules.get(module)
+    return tuple(cls for name in names if (cls := getattr(found, name, None)) is not None)
 
 
 class Plain:
@@ -13,7 +21,10 @@ class Plain:
     back undoes a merge exactly.
     """
 
-    name = ""
+    name = ""  # "" means float
+    library = ""  # the module that defines its layers, if `attach` must see them
+    lossy = False  # True: what `pack` makes of a weight rounds it, so that a merge may lose a small update
+    hooks: tuple = ()  # forward hooks of ours on `base`, with which it still is nothing but its matrix product
 
     @staticmethod
     def owns(base):
@@ -55,3 +66,17 @@ class Plain:
     def guard(self, y):
         """The base layer's output, safe to be built on."""
         return y
+
+    def attach(self, base):
+        """Called when a model with this layer gets adapters, perhaps more than once."""
+
+    def detach(self, base):
+        """Undo `attach`; called when the model has no adapters any more."""
+
+    def maker(self, base, x):
+        """A function that makes the float weight with which the layer would multiply x, (out, in), or None.
+
+        The result is used once and dropped; the fused operations call it in the forward and again in the backward pass.
+        None: only the library's own forward is right, or better, for this layer and input.
+        """
+        return None
