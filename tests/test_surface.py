@@ -57,7 +57,11 @@ set_peft_model_state_dict shift_tokens_right
 """
 
 # What upstream does not have.
-OURS = {"Average", "Parallel", "PeftStackedModel", "Split", "Stack"}
+OURS = set(
+    """
+Average BottleneckConfig BottleneckModel Parallel PeftStackedModel Split Stack
+""".split()
+)
 
 # What transformers 5.24, TRL 1.16, diffusers 0.42 and accelerate 1.15 import.
 CONSUMERS = {

@@ -81,6 +81,11 @@ class PeftConfigMixin(hub.Pushable):
         known = inspect.signature(config_cls).parameters
         unknown = {k: kwargs.pop(k) for k in list(kwargs) if k not in known or k in config_cls.NOT_SAVED}
         unknown = {k: v for k, v in unknown.items() if k not in config_cls.NOT_SAVED and v is not None}
+        if "model_class" in unknown:
+            raise ConfigError(
+                "This adapter_config.json is of the adapters library. Load bottleneck adapters of that library with "
+                "peft.integrations.adapters_library.load_adapters_checkpoint(model, folder)."
+            )
         if unknown and not peft_type:
             raise ConfigError(
                 f"A config without peft_type has the unknown fields {sorted(unknown)}. "

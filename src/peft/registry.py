@@ -23,6 +23,7 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "ADAPTION_PROMPT": "peft.methods.adaption_prompt",
     "BEFT": "peft.methods.beft",
     "BOFT": "peft.methods.boft",
+    "BOTTLENECK": "peft.methods.bottleneck",
     "C3A": "peft.methods.c3a",
     "DEFT": "peft.methods.deft",
     "DELORA": "peft.methods.delora",

@@ -56,6 +56,8 @@ HOMES = {
     "methods.adaption_prompt": ["AdaptionPromptConfig", "AdaptionPromptModel"],
     "methods.beft": ["BeftConfig", "BeftModel"],
     "methods.boft": ["BOFTConfig", "BOFTModel"],
+    "methods.bottleneck.config": ["BottleneckConfig"],
+    "methods.bottleneck.model": ["BottleneckModel"],
     "methods.c3a": ["C3AConfig", "C3AModel"],
     "methods.deft": ["DeftConfig", "DeftModel"],
     "methods.delora": ["DeloraConfig", "DeloraModel"],

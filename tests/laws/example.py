@@ -23,6 +23,18 @@ class Wrap(nn.Module):
         return torch.tanh(self.layer(x))
 
 
+class Residual(nn.Module):
+    """norm(x + W norm(x)), a block of a transformer at its smallest, and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.lin0, self.after = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.lin1 = nn.Linear(WIDTH, 5)
+
+    def forward(self, x):
+        return self.lin1(self.after(x + self.lin0(self.before(x))))
+
+
 def conv1d_transposed() -> nn.Module:
     """transformers' Conv1D, whose weight is stored (in, out)."""
     from transformers.pytorch_utils import Conv1D
@@ -48,6 +60,7 @@ BASES: dict[str, tuple[Any, torch.Tensor]] = {
     "pointwise": (lambda: Wrap(nn.Conv2d(4, 6, 1, padding=1, stride=2)), IMAGE),
     "embedded": (models.Embedded, IDS),
     "attention": (models.Attention, noise((3, 5, WIDTH), 7)),
+    "residual": (Residual, noise((3, 5, WIDTH), 7)),
     "parameters": (models.Parameters, noise((6, WIDTH), 7)),
 }
 

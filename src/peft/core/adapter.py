@@ -97,8 +97,8 @@ class Adapter:
 
     # -- seams ---------------------------------------------------------------------------------------------------
     @classmethod
-    def of(cls, config):
-        """The class of the adapters that a config asks for: this one, or a subclass that computes something else."""
+    def of(cls, config, key):
+        """The class of the adapter that a config asks for on the layer `key`: this one, or a subclass of it."""
         return cls
 
     def build(self, config, where):

@@ -179,5 +179,92 @@ LN_TUNING_TARGETS = {
     }.items()
 }
 
+# Bottleneck adapters. attention, feed_forward: the linear layers whose outputs the residual connections add; block: the
+# modules whose output is what the feed-forward's residual connection (and norm) made, with renorm the norm itself;
+# beside: the feed-forward, for parallel adapters, with taps the linear layer at its end; {} is the layer's number.
+_LLAMA_SITES = {
+    "attention": r"layers\.{}\.self_attn\.o_proj",
+    "feed_forward": r"layers\.{}\.mlp\.down_proj",
+    "block": r"layers\.{}",
+    "beside": r"layers\.{}\.mlp",
+    "embedding": "embed_tokens",
+}
+_BERT_SITES = {
+    "attention": r"layer\.{}\.attention\.output\.dense",
+    "feed_forward": r"layer\.{}\.output\.dense",
+    "block": r"layer\.{}\.output\.LayerNorm",
+    "renorm": True,
+    "beside": r"layer\.{}\.output\.dense",
+    "taps": {"output.dense": "intermediate"},
+    "embedding": "embeddings.LayerNorm",
+}
+_GPT2_SITES = {
+    "attention": r"h\.{}\.attn\.c_proj",
+    "feed_forward": r"h\.{}\.mlp\.c_proj",
+    "block": r"h\.{}",
+    "beside": r"h\.{}\.mlp",
+    "embedding": "drop",
+}
+_T5_SITES = {
+    "attention": r"block\.{}\.layer\.0\.SelfAttention\.o",
+    "feed_forward": r"block\.{}\.layer\.[12]\.DenseReluDense\.wo",
+    "block": r"(?:encoder\.block\.{}\.layer\.1|decoder\.block\.{}\.layer\.2)",
+    "beside": r"block\.{}\.layer\.[12]\.DenseReluDense",
+    "embedding": "encoder.embed_tokens",
+}
+_BART_SITES = {
+    "attention": r"layers\.{}\.self_attn\.out_proj",
+    "feed_forward": r"layers\.{}\.fc2",
+    "block": r"layers\.{}\.final_layer_norm",
+    "renorm": True,
+    "beside": r"layers\.{}\.fc2",
+    "taps": {"fc2": "fc1"},
+    "embedding": None,
+}
+_NEOX_SITES = {
+    **_LLAMA_SITES,
+    "attention": r"layers\.{}\.attention\.dense",
+    "feed_forward": r"layers\.{}\.mlp\.dense_4h_to_h",
+    "embedding": "embed_in",
+}
+_BLOOM_SITES = {
+    "attention": r"h\.{}\.self_attention\.dense",
+    "feed_forward": r"h\.{}\.mlp\.dense_4h_to_h",
+    "block": r"h\.{}",
+    "beside": r"h\.{}\.mlp\.dense_4h_to_h",
+    "taps": {"dense_4h_to_h": "dense_h_to_4h"},
+    "embedding": "word_embeddings_layernorm",
+}
+BOTTLENECK_SITES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "stablelm", "phi3"), _LLAMA_SITES),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta", "deberta-v2"), _BERT_SITES),
+    "gpt2": _GPT2_SITES,
+    "gpt_bigcode": _GPT2_SITES,
+    "gptj": {**_GPT2_SITES, "attention": r"h\.{}\.attn\.out_proj", "feed_forward": r"h\.{}\.mlp\.fc_out"},
+    "gpt_neo": {**_GPT2_SITES, "attention": r"h\.{}\.attn\.attention\.out_proj"},
+    "t5": _T5_SITES,
+    "mt5": _T5_SITES,
+    "bart": _BART_SITES,
+    "opt": {**_BART_SITES, "block": r"layers\.{}", "renorm": False},
+    "whisper": {**_BART_SITES, "block": r"layers\.{}", "renorm": False},
+    "gpt_neox": _NEOX_SITES,
+    "phi": {
+        **_LLAMA_SITES,
+        "attention": r"layers\.{}\.self_attn\.dense",
+        "feed_forward": r"layers\.{}\.mlp\.fc2",
+    },
+    "vit": {**_LLAMA_SITES, "feed_forward": r"layers\.{}\.mlp\.fc2", "embedding": "embeddings"},
+    "bloom": _BLOOM_SITES,
+    "falcon": {**_BLOOM_SITES, "embedding": "word_embeddings"},
+    "distilbert": {
+        "attention": r"layer\.{}\.attention\.out_lin",
+        "feed_forward": r"layer\.{}\.ffn\.lin2",
+        "block": r"layer\.{}\.output_layer_norm",
+        "renorm": True,
+        "beside": r"layer\.{}\.ffn",
+        "embedding": "embeddings.LayerNorm",
+    },
+}
+
 # What to do to a prefix's keys and values by model type. Empty since transformers' caches have one layout for all.
 TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING: dict = {}

@@ -145,7 +145,7 @@ class AdapterLayer(Switchable, Scalable, nn.Module):
         """
         if name in self.adapters:
             self.delete_adapter(name)
-        adapter = self.adapter_cls.of(config)(self, name, key)
+        adapter = self.adapter_cls.of(config, key)(self, name, key)
         if type(adapter) is not self.adapter_cls:
             _check_kind(self.kind, self.get_base_layer(), type(adapter))
         adapter.config = config
@@ -153,7 +153,8 @@ class AdapterLayer(Switchable, Scalable, nn.Module):
         device = where["device"]
         adapter.build(config, {**where, "device": "meta"} if empty else where)
         for field_name in adapter.trained_shared:  # known here too, so that names and order are upstream's
-            self._modules[field_name] = self.shared[field_name]
+            if field_name in self.shared:
+                self._modules[field_name] = self.shared[field_name]
         self.adapters[name] = adapter
         self._changed()
         if not empty or device.type != "meta":

@@ -14,6 +14,7 @@ class AdapterState:
     block     None; or the Composition that says how they act together, where that is not one after the other
     calls     {thread id: Call}, the arguments of forwards now running that choose adapters for themselves; under None
               the last such call, for checkpointing that recomputes it after its forward has ended
+    handed    {(thread id, name): tensor} that one layer of a forward hands to a later one
     """
 
     def __init__(self, active=(), enabled=True):
@@ -21,11 +22,20 @@ class AdapterState:
         self.enabled = enabled
         self.block = None
         self.calls = {}
+        self.handed = {}
         self.strays = []  # layers that were switched one by one and so left this record
 
     def call(self):
         """The arguments of the forward that this thread is in, or None."""
         return self.calls.get(_this_thread()) or self.calls.get(None)
+
+    def hand(self, name, tensor):
+        """Put a tensor aside for a later layer of this forward."""
+        self.handed[_this_thread(), name] = tensor
+
+    def take(self, name):
+        """What was put aside under the name; None where nothing was. It is given once."""
+        return self.handed.pop((_this_thread(), name), None)
 
     def forget_replay(self):
         """A forward that chooses nothing begins: no earlier call is to be recomputed."""
@@ -50,7 +60,7 @@ class AdapterState:
                 self.calls[me] = before
 
     def __getstate__(self):
-        return {**self.__dict__, "calls": {}}
+        return {**self.__dict__, "calls": {}, "handed": {}}
 
 
 def _this_thread():
@@ -64,17 +74,17 @@ class Stray(AdapterState):
     def __init__(self, origin, active, enabled):
         super().__init__(active, enabled)
         self.origin = origin
-        self.calls = origin.calls
+        self.calls, self.handed = origin.calls, origin.handed
 
     def call(self):
         return self.origin.call()
 
     def __getstate__(self):
-        return {**super().__getstate__(), "calls": None}
+        return {**super().__getstate__(), "calls": None, "handed": None}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self.calls = self.origin.calls
+        self.calls, self.handed = self.origin.calls, self.origin.handed
 
 
 class Switchable:

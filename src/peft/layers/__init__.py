@@ -1,7 +1,7 @@
 """Layer kinds: everything the house knows about a base layer type, one file per kind."""
 
 from peft.layers.attention import FusedAttention, RotaryAttention
-from peft.layers.block import Block
+from peft.layers.block import Block, Sublayer
 from peft.layers.conv import Conv
 from peft.layers.embedding import Embedding
 from peft.layers.linear import Conv1D, Linear
@@ -25,10 +25,11 @@ def find(base, param=None, wanted=()):
     cls = _by_type.get(type(base))
     if cls is None:
         cls = next((kind for kind in KINDS if kind.owns(base)), None)
-        if cls is None:
-            return None
-        _by_type[type(base)] = cls
-    return cls()
+        if cls is not None:
+            _by_type[type(base)] = cls
+    if Sublayer.name in wanted and (cls is None or cls.name not in wanted) and Sublayer.owns(base):
+        return Sublayer()
+    return None if cls is None else cls()
 
 
 _by_type: dict = {}  # asking every kind costs more than making a wrapper

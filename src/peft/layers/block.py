@@ -1,4 +1,7 @@
-"""Whole blocks of a model, for methods that change the hidden states between them."""
+"""Whole blocks of a model and parts of them, for methods that change the hidden states between them."""
+
+import torch
+from torch import nn
 
 from peft.errors import AdapterError
 from peft.layers.kind import Kind
@@ -45,3 +48,60 @@ class Block(Kind):
 
     def merge(self, layer, adapter, safe_merge):
         return adapter.merged_weight(None)
+
+
+class Sublayer(Block):
+    """Any module whose output (or its first part) is (samples, ..., width): a norm, an embedding, a block or a part.
+
+    Methods choose this kind for what no other kind of theirs owns. Adapters act on each sample by itself.
+    """
+
+    name = "sublayer"
+    elsewhere = None  # (device, dtype) of the model, for modules that have no parameters
+
+    @staticmethod
+    def owns(base):
+        return not isinstance(base, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+    def shape(self, base):
+        """(width, width), as the module itself says; (0, 0) where it does not."""
+        return (width_of(base),) * 2
+
+    def placement(self, base, backend):
+        if all(not p.is_floating_point() for p in base.parameters()):
+            return self.elsewhere or (torch.device("cpu"), torch.get_default_dtype())
+        return super().placement(base, backend)
+
+    def mixed(self, layer, plan, x, *args, **kwargs):
+        h, call = x, layer.state.call()
+        for name, rows in plan.rows.items():
+            if layer.adapters[name].changes_input:
+                h = h.clone() if h is x else h
+                h[rows] = layer.adapters[name].input(x[rows])
+        y = layer.base_layer(h, *args, **kwargs)
+        hidden, rest = (y[0], y[1:]) if isinstance(y, tuple) else (y, None)
+        out = hidden.clone()
+        for name, rows in plan.rows.items():
+            call.part = rows, len(x)
+            out[rows] = layer.adapters[name].output(x[rows], hidden[rows]).to(hidden.dtype)
+        call.part = None
+        return out if rest is None else (out, *rest)
+
+
+def width_of(base):
+    """The last dimension of a module's output: its own, or that of its norms or its last linear layer; 0: unknown."""
+    norms = [module for module in reversed(list(base.children())) if own_width(module) and not _linear_width(module)]
+    for module in (base, *norms, *reversed(list(base.modules()))):
+        if width := own_width(module):
+            return width
+    return 0
+
+
+def own_width(module):
+    """The last dimension of the output of a norm, an embedding or a linear layer; 0 for anything else."""
+    weight = getattr(module, "weight", None)
+    return weight.numel() if getattr(weight, "ndim", 0) == 1 else _linear_width(module)
+
+
+def _linear_width(module):
+    return next((getattr(module, n) for n in ("out_features", "nf", "embedding_dim") if hasattr(module, n)), 0)

@@ -55,7 +55,7 @@ class Miss(Additive):
     miss_r, miss_mini_r = Val(), Val()
 
     @classmethod
-    def of(cls, c):
+    def of(cls, c, key):
         return Bat if c.init_weights == "bat" else cls
 
     def build(self, c, where):

@@ -20,7 +20,7 @@ TOLERANCE = 0.05  # relative; bfloat16 rounding is 0.004, another model is about
 def sample(layer):
     """A few base weights of a layer, evenly spaced; None where it has no one weight, or it is quantized or not here."""
     base = layer.get_base_layer()
-    if layer.backend.name or layer.kind.name in ("mha", "whole", "attention", "block"):
+    if layer.backend.name or layer.kind.name in ("mha", "whole", "attention", "block", "sublayer"):
         return None
     W = layer._undo[0][1] if layer.merged else getattr(base, layer.kind.param)
     if W.is_meta or not W.is_floating_point() or type(W.data) is not torch.Tensor:

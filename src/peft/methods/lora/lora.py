@@ -51,7 +51,7 @@ class Lora(Additive):
 
     # -- making --------------------------------------------------------------------------------------------------
     @classmethod
-    def of(cls, c):
+    def of(cls, c, key):
         return c.variant or cls
 
     def build(self, c, where):

@@ -15,7 +15,7 @@ class Expert(Lora):
     kinds = ("linear", "embedding")
 
     @classmethod
-    def of(cls, c):
+    def of(cls, c, key):
         unfit = ["modules_to_save", "trainable_token_indices", "layer_replication"]
         unfit = [n for n in unfit if getattr(c, n)] + (["bias"] if c.bias != "none" else [])
         if unfit or c.variant:
