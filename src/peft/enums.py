@@ -51,6 +51,7 @@ class PeftType(str, enum.Enum):
     SHADOW = "SHADOW"
     SUPERTUNING = "SUPERTUNING"
     DEFT = "DEFT"
+    REFT = "REFT"
 
 
 class TaskType(str, enum.Enum):

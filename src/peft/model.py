@@ -178,7 +178,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         if adapter_names is None and not arguments:
             self.base_model.state.forget_replay()
             return self.base_model.generate(*args, **kwargs)
-        with self._choosing(adapter_names, arguments, args, kwargs):
+        with self._choosing(adapter_names, arguments, args, kwargs), self.base_model.during_generate(arguments):
             return self.base_model.generate(*args, **kwargs)
 
     def _choosing(self, adapter_names, arguments, args, kwargs):

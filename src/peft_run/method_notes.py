@@ -36,6 +36,7 @@ NOTES = {
     "PVERA": ("VeRA's vectors, with uncertainty", "few numbers, and calibrated outputs"),
     "P_TUNING": ("virtual tokens made by a small network", "understanding tasks with small models"),
     "RANDLORA": ("scales of many random bases", "full rank where LoRA is not enough"),
+    "REFT": ("changes of a few hidden states between blocks", "the fewest numbers; cannot be merged"),
     "ROAD": ("rotations of pairs of outputs", "many users in one batch, at almost no cost"),
     "SHADOW": ("a small network beside the decoder", "a part that can be taken away, or run alone"),
     "SHIRA": ("a few entries of W", "switching in no time, adapters that hardly collide"),

@@ -1,6 +1,5 @@
 """Whole blocks of a model, for methods that change the hidden states between them."""
 
-from peft.errors import AdapterError
 from peft.layers.kind import Kind
 
 
@@ -27,17 +26,24 @@ class Block(Kind):
     def call(self, layer, active, x, *args, **kwargs):
         for a in reversed(active):
             x = a.input(x)
-        y = self.plain(layer, x, *args, **kwargs)
-        hidden, rest = (y[0], y[1:]) if isinstance(y, tuple) else (y, None)
+        hidden, rest = _parts(self.plain(layer, x, *args, **kwargs))
         for a in active:
             hidden = a.output(x, hidden)
-        return hidden if rest is None else (hidden, *rest)
+        return _joined(hidden, rest)
 
     def mixed(self, layer, plan, x, *args, **kwargs):
-        raise AdapterError(
-            f"adapter_names cannot choose an adapter per sample here: {type(layer.get_base_layer()).__name__} is "
-            "adapted as a whole. Run one batch per adapter."
-        )
+        x = self.inputs_by_row(layer, plan, x)
+        hidden, rest = _parts(layer.base_layer(x, *args, **kwargs))
+        return _joined(self.outputs_by_row(layer, plan, x, hidden), rest)
 
     def merge(self, layer, adapter, safe_merge):
         return adapter.merged_weight(None)
+
+
+def _parts(y):
+    """(hidden states, what else the block returned as a tuple, or None where that was all)."""
+    return (y[0], y[1:]) if isinstance(y, tuple) else (y, None)
+
+
+def _joined(hidden, rest):
+    return hidden if rest is None else (hidden, *rest)
