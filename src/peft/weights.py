@@ -45,7 +45,7 @@ def load_peft_weights(model_id, device=None, key_mapping=None, use_safetensors=N
                 f"Can't find weights at {model_id}{f'/{subfolder}' if subfolder else ''}: there is neither "
                 f"{SAFETENSORS_WEIGHTS_NAME} nor {WEIGHTS_NAME}, on disk or on the hub."
             )
-        tensors = _read_pickle(path, device or "cpu")
+        tensors = read_pickle(path, device or "cpu")
     return rename(tensors, key_mapping) if key_mapping else tensors
 
 
@@ -65,7 +65,7 @@ def read_safetensors(path, device="cpu"):
         raise CheckpointError(f"{path} cannot be read: {error}. Save or download the adapter again.") from error
 
 
-def _read_pickle(path, device):
+def read_pickle(path, device):
     """{key: tensor} of a pickled file. Raises CheckpointError, naming the file, where it is damaged or holds code."""
     try:
         tensors = torch_load(path, map_location=device)
