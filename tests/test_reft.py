@@ -1,4 +1,4 @@
-"""ReFT: the laws of a method, on whole models, whose hidden states it changes at some tokens of the prompt."""
+"""ReFT: the laws of a method, on whole models, whose hidden states it changes at some tokens."""
 
 from __future__ import annotations
 
@@ -9,124 +9,27 @@ import warnings
 import models
 import pytest
 import torch
-from case import cards
 from laws_table import base_tensors, gap, quiet, same_tensors, train_a_little
+from reft_models import (
+    BASES,
+    IDS,
+    LEFT,
+    PLACES,
+    RIGHT,
+    build,
+    by_formula,
+    columns_of,
+    config,
+    labelled,
+    logits,
+    with_second,
+    wrapped,
+    written,
+)
 
 import peft
 
-gram_schmidt = cards()["reft"].gram_schmidt
-BASES = ["llama", "mistral", "gpt2", "moe", "t5", "bert_classifier", "llama_classifier", "llama_bf16"]
 ANY = pytest.mark.parametrize("base", BASES)
-IDS = torch.tensor([[1, 5, 9, 33, 12, 63, 8, 3, 22, 10], [1, 17, 3, 3, 40, 22, 10, 7, 7, 31], [4] * 10, [9, 8] * 5])
-LENGTHS = [10, 6, 2, 1]  # of the rows, where they are padded
-RIGHT = torch.arange(10) < torch.tensor(LENGTHS).unsqueeze(1)
-LEFT = RIGHT.flip(1)
-PLACES = {
-    "ends": {"prefix_positions": 2, "suffix_positions": 3},
-    "first": {"prefix_positions": 4, "suffix_positions": 0},
-    "last": {"prefix_positions": 0, "suffix_positions": 1},
-    "listed": {"positions": [1, 4, -1, -6]},
-    "all": {"positions": "all"},
-}
-
-
-def build(base):
-    """A base model; eager attention in float64 makes NaN of rows that begin with padding."""
-    return models.llama(attn_implementation="sdpa") if base == "llama" else models.build(base)
-
-
-def config(**changes):
-    """An adapter on all blocks."""
-    return peft.ReftConfig(**{"r": 3, "prefix_positions": 2, "suffix_positions": 1, **changes})
-
-
-@quiet
-def wrapped(base="llama", trained=True, **changes):
-    """A model with an adapter, in eval mode."""
-    torch.manual_seed(0)
-    if "positions" in changes:
-        changes = {"prefix_positions": None, "suffix_positions": None, **changes}
-    model = peft.get_peft_model(build(base) if isinstance(base, str) else base, config(**changes))
-    if trained:
-        train_a_little(model)
-    return model.eval()
-
-
-@quiet
-def with_second(base="llama", **changes):
-    """A model with two adapters, the first of them active."""
-    model = wrapped(base)
-    model.add_adapter("second", config(**{"r": 2, "variant": "direft", "suffix_positions": 2, **changes}))
-    train_a_little(model, "second", 5000)
-    return model.eval()
-
-
-def inputs(base="llama", ids=IDS, mask=None):
-    """A batch."""
-    batch = {"input_ids": ids} if mask is None else {"input_ids": ids, "attention_mask": mask.long()}
-    return {**batch, "decoder_input_ids": ids[:, :5]} if base == "t5" else batch
-
-
-@torch.no_grad()
-def logits(model, base="llama", ids=IDS, mask=None, **call):
-    """The model's logits."""
-    return model(**inputs(base, ids, mask), **call).logits
-
-
-# -- the formula, written out ----------------------------------------------------------------------------------------
-def chosen(options, tokens):
-    """[(index in `tokens`, number of its intervention)] for a row with these columns of tokens."""
-    count, per = len(tokens), options.get("intervention_per", "layer")
-    if options.get("positions") == "all":
-        return [(i, 0) for i in range(count)]
-    wanted = options.get("positions")
-    if wanted is None:
-        wanted = [*range(options["prefix_positions"]), *range(-options["suffix_positions"], 0)]
-    units = {"layer": [0] * len(wanted), "side": [int(w < 0) for w in wanted], "position": list(range(len(wanted)))}
-    units = [u - min(units[per]) for u in units[per]]
-    found = {}
-    for w, unit in sorted(zip(wanted, units), key=lambda pair: pair[0] < 0):
-        place = w + count if w < 0 else w
-        if 0 <= place < count:
-            found.setdefault(place, unit)
-    return list(found.items())
-
-
-def change_hidden(module, tensors, path, options, rows, columns=slice(None)):
-    """A hook that changes a block's output at the tokens of `rows`, [columns of the tokens of each row]."""
-    R, W, b = (tensors[f"{path}.reft_{name}"] for name in "RWb")
-    variant = options.get("variant", "loreft")
-
-    def hook(_, args, out):
-        hidden = (out[0] if isinstance(out, tuple) else out).clone()
-        for row, tokens in zip(hidden, rows):
-            for place, unit in chosen(options, tokens):
-                h, rotation = row[tokens[place]].clone(), R[unit]
-                rotation = gram_schmidt(rotation) if variant == "loreft" else rotation
-                inner = W[unit] @ h + b[unit] - (0 if variant == "direft" else rotation @ h)
-                row[tokens[place]] = h + rotation.T @ inner
-        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-
-    return module.register_forward_hook(hook)
-
-
-def by_formula(model, base, options, rows, in_decoder=None):
-    """A float64 base model that computes what the adapter should. in_decoder: rows of an encoder-decoder's decoder."""
-    tensors = {
-        k.removeprefix("base_model.model."): v.double() for k, v in peft.get_peft_model_state_dict(model).items()
-    }
-    fresh = build(base).double()
-    for path in {k.rpartition(".")[0] for k in tensors}:
-        here = rows if in_decoder is None or path.startswith("encoder") else in_decoder
-        change_hidden(fresh.get_submodule(path), tensors, path, options, here)
-    return fresh
-
-
-def columns_of(mask):
-    """The columns of each row's tokens."""
-    return [torch.arange(mask.shape[1])[row].tolist() for row in mask]
-
-
 ALL = columns_of(torch.ones(4, 10, dtype=torch.bool))
 FIVE = columns_of(torch.ones(4, 5, dtype=torch.bool))
 
@@ -176,219 +79,6 @@ def test_padding_changes_nothing(places, mask):
     together = logits(model, mask=mask, position_ids=positions)
     for i, row in enumerate(mask):
         assert gap(together[i][row], logits(model, ids=IDS[i : i + 1, row])[0]) < 1e-5
-
-
-# -- what the prompt is ----------------------------------------------------------------------------------------------
-ANSWERS = [7, 4, 9, 1]  # where they begin
-
-
-def labelled(mask):
-    """Labels whose answers begin at these tokens, and the same as the columns of the prompts' tokens."""
-    rows = columns_of(mask)
-    starts = [min(a, len(tokens) - 1) for a, tokens in zip(ANSWERS, rows)]
-    labels = torch.full_like(IDS, -100)
-    for i, (start, tokens) in enumerate(zip(starts, rows)):
-        labels[i, tokens[start:]] = IDS[i, tokens[start:]]
-    return labels, [tokens[:start] or tokens for start, tokens in zip(starts, rows)], [max(s, 1) for s in starts]
-
-
-@pytest.mark.parametrize("mask", [LEFT, RIGHT], ids=["left", "right"])
-@pytest.mark.parametrize("places", PLACES)
-def test_labels_and_lengths_say_where_the_prompt_ends(places, mask):
-    """So that training changes what generating will; a row whose first label counts is taken whole."""
-    labels, prompts, lengths = labelled(mask)
-    model = wrapped(**PLACES[places]).double()
-    fresh = by_formula(model, "llama", PLACES[places], prompts)
-    wanted = logits(fresh, mask=mask)[mask]
-    assert gap(logits(model, mask=mask, labels=labels)[mask], wanted) < 1e-9
-    lengths = [n if p != t else len(t) for n, p, t in zip(lengths, prompts, columns_of(mask))]
-    assert gap(logits(model, mask=mask, prompt_lengths=torch.tensor(lengths))[mask], wanted) < 1e-9
-    whole = by_formula(model, "llama", PLACES[places], columns_of(mask))
-    assert gap(logits(model, mask=mask)[mask], logits(whole, mask=mask)[mask]) < 1e-9
-    everything = torch.where(mask, IDS, -100)
-    assert torch.equal(logits(model, mask=mask, labels=everything), logits(model, mask=mask))
-
-
-def test_labels_of_an_encoder_decoder():
-    """The decoder's prompt is what stands before its first label, the token that starts it included."""
-    options = {"prefix_positions": 2, "suffix_positions": 1}
-    model = wrapped("t5").double()
-    labels = torch.tensor([[5, 9, 3, 2], [-100, -100, 8, 2], [7, 2, -100, -100], [-100, 4, 4, 2]])
-    fresh = by_formula(model, "t5", options, columns_of(RIGHT), [[0], [0, 1, 2], [0], [0, 1]])
-    batch = {"input_ids": IDS, "attention_mask": RIGHT.long(), "labels": labels}
-    with torch.no_grad():
-        assert gap(model(**batch).logits, fresh(**batch).logits) < 1e-9
-
-
-def test_labels_of_tokens_are_no_prompt():
-    base = models.bert_tokens()
-    model, labels = wrapped(base), torch.full_like(IDS, -100)
-    labels[:, 5:] = 1
-    assert torch.equal(logits(model, labels=labels), logits(model))
-
-
-@torch.no_grad()
-def test_what_continues_a_cache_is_no_prompt():
-    model, base = wrapped(), build("llama")
-    first = model(input_ids=IDS[:, :7], use_cache=True)
-    found = model(input_ids=IDS[:, 7:], past_key_values=copy.deepcopy(first.past_key_values)).logits
-    assert torch.equal(found, base(input_ids=IDS[:, 7:], past_key_values=first.past_key_values).logits)
-    assert gap(found, logits(model, prompt_lengths=[7] * 4)[:, 7:]) < 1e-5
-
-
-# -- generate --------------------------------------------------------------------------------------------------------
-HOW = {
-    "greedy": {},
-    "beams": {"num_beams": 3},
-    "several": {"num_beams": 3, "num_return_sequences": 2},
-    "sampled": {"do_sample": True, "top_k": 20},
-}
-
-
-def written(model, mask=LEFT, base="llama", seed=3, ids=IDS, **how):
-    """What the model writes, six tokens for each row."""
-    torch.manual_seed(seed)
-    call = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0, **how}
-    return model.generate(input_ids=ids, attention_mask=mask.long(), **call)
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("places", PLACES)
-@pytest.mark.parametrize("base", ["llama", "gpt2"])
-@quiet
-def test_generates_with_a_cache_what_it_does_without(base, places, how):
-    model = wrapped(base, **PLACES[places])
-    cached = written(model, **HOW[how])
-    assert torch.equal(cached, written(model, use_cache=False, **HOW[how]))
-    assert base == "gpt2" or not torch.equal(cached, written(build(base), **HOW[how]))
-
-
-@pytest.mark.parametrize("places", PLACES)
-@torch.no_grad()
-@quiet
-def test_generates_what_the_formula_says(places):
-    """The fresh model reads everything anew for each token, changed at the prompt alone."""
-    model = wrapped(**PLACES[places])
-    fresh = by_formula(model, "llama", PLACES[places], columns_of(LEFT)).float()
-    for module in fresh.modules():  # the hooks' tensors are float64
-        assert all(p.dtype is torch.float32 for p in module.parameters(recurse=False))
-    fresh = fresh.double()
-    ids, mask = IDS, LEFT.long()
-    for _ in range(6):
-        out = fresh(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0)).logits[:, -1]
-        out[:, 2] = -1e9  # not before six tokens
-        ids, mask = torch.cat([ids, out.argmax(-1, keepdim=True)], 1), torch.cat([mask, mask[:, :1] | 1], 1)
-    assert torch.equal(written(model), ids)
-
-
-@quiet
-def test_generates_row_by_row_what_it_does_in_a_batch():
-    model = wrapped()
-    together = written(model)
-    for i, row in enumerate(LEFT):
-        alone = written(model, mask=torch.ones(1, int(row.sum())), ids=IDS[i : i + 1, row])
-        assert torch.equal(alone[0, -6:], together[i, -6:])
-
-
-@quiet
-def test_generates_without_being_given_a_mask():
-    """generate tells padding by the pad token."""
-    model, ids = wrapped(), IDS.masked_fill(~LEFT, 0)
-    how = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(model.generate(ids, **how), model.generate(ids, attention_mask=LEFT.long(), **how))
-
-
-@quiet
-def test_generates_with_a_static_cache():
-    model = wrapped()
-    assert torch.equal(written(model, cache_implementation="static", disable_compile=True), written(model))
-    ids = IDS.masked_fill(~LEFT, 0)
-    with pytest.raises(ValueError, match="Pass it as"):
-        model.generate(ids, max_new_tokens=3, pad_token_id=0, cache_implementation="static", disable_compile=True)
-
-
-@quiet
-def test_generates_with_drafts_of_another_model():
-    model, one = wrapped(), {"ids": IDS[:1], "mask": LEFT[:1]}
-    drafted = written(model, assistant_model=build("llama"), **one)
-    assert torch.equal(drafted, written(model, **one))
-    assert torch.equal(written(model, prompt_lookup_num_tokens=2, **one), drafted)
-
-
-@quiet
-def test_refuses_a_prompt_in_parts():
-    with pytest.raises(ValueError, match="prefill_chunk_size"):
-        written(wrapped(), prefill_chunk_size=4)
-
-
-@pytest.mark.parametrize("how", HOW)
-@quiet
-def test_encoder_decoders_generate_with_a_cache_what_they_do_without(how):
-    model = wrapped("t5")
-    cached = written(model, RIGHT, **HOW[how])
-    assert torch.equal(cached, written(model, RIGHT, use_cache=False, **HOW[how]))
-    assert not torch.equal(cached, written(models.t5(), RIGHT, **HOW[how]))
-
-
-@torch.no_grad()
-@quiet
-def test_encoder_decoders_generate_what_the_formula_says():
-    model = wrapped("t5").double()
-    options = {"prefix_positions": 2, "suffix_positions": 1}
-    fresh = by_formula(model, "t5", options, columns_of(RIGHT), [[0]] * 4)
-    decoded = torch.zeros(4, 1, dtype=torch.long)
-    for _ in range(6):
-        out = fresh(input_ids=IDS, attention_mask=RIGHT.long(), decoder_input_ids=decoded).logits[:, -1]
-        out[:, 2] = -1e9
-        decoded = torch.cat([decoded, out.argmax(-1, keepdim=True)], 1)
-    assert torch.equal(written(model, RIGHT), decoded)
-
-
-# -- several adapters ------------------------------------------------------------------------------------------------
-MIXED = ["default", "__base__", "second", "default"]
-
-
-@pytest.mark.parametrize("base", ["llama", "gpt2", "t5", "bert_classifier", "llama_classifier"])
-def test_mixed_batches_are_row_by_row(base):
-    model = with_second(base)
-    mask = RIGHT if base == "t5" else LEFT
-    together = logits(model, base, mask=mask, adapter_names=MIXED)
-    for name in set(MIXED):
-        alone = logits(model, base, mask=mask, adapter_names=name)
-        assert all(gap(together[i], alone[i]) < 2e-6 for i, other in enumerate(MIXED) if other == name)
-        for other in set(MIXED) - {name}:
-            assert gap(alone, logits(model, base, mask=mask, adapter_names=other)) > 1e-2
-    assert torch.equal(logits(model, base, mask=mask, adapter_names="__base__"), logits(build(base), base, mask=mask))
-
-
-@pytest.mark.parametrize("how", ["greedy", "beams"])
-@quiet
-def test_mixed_batches_generate_row_by_row(how):
-    model = with_second()
-    together = written(model, adapter_names=MIXED, **HOW[how])
-    for i, name in enumerate(MIXED):
-        one = {"mask": LEFT[i : i + 1], "ids": IDS[i : i + 1]}
-        assert torch.equal(together[i], written(model, adapter_names=[name], **one, **HOW[how])[0])
-
-
-@quiet
-def test_beside_lora():
-    lora = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
-    torch.manual_seed(0)
-    model = peft.get_peft_model(build("llama"), lora, mixed=True)
-    model.add_adapter("other", config())
-    train_a_little(model.base_model, "other")
-    model.eval()
-    one = logits(model, mask=LEFT)
-    model.set_adapter(["default", "other"])
-    assert gap(logits(model, mask=LEFT), one) > 1e-2
-    both = written(model)
-    assert torch.equal(both, written(model, use_cache=False))
-    model.set_adapter("other")
-    alone = wrapped()
-    tensors = {k.replace(".other", ".default"): v for k, v in model.state_dict().items() if "reft_" in k}
-    assert alone.load_state_dict(tensors, strict=False).unexpected_keys == [] and len(tensors) == 6
-    assert torch.equal(written(model), written(alone)) and not torch.equal(written(model), both)
 
 
 # -- start, files, copies --------------------------------------------------------------------------------------------
@@ -657,6 +347,13 @@ def test_masks_of_something_else(by_position):
     model(x)
     with pytest.raises(ValueError, match=r"shape \(4, 10\), but a block got 4 rows of 5"):
         model(x, LEFT) if by_position else model(x, attention_mask=LEFT)
+
+
+def test_says_which_hidden_states_transformers_returns():
+    model = wrapped()
+    with pytest.warns(peft.PeftWarning, match="before ReFT changes them"):
+        states = model(input_ids=IDS, output_hidden_states=True).hidden_states
+    assert torch.equal(states[1], build("llama")(input_ids=IDS, output_hidden_states=True).hidden_states[1])
 
 
 def test_starting_warns_of_nothing():

@@ -1,5 +1,6 @@
 """ReFT, h + Rᵀ(W h + b - R h): a few hidden states between the blocks, changed in a subspace (arXiv 2404.03592)."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -15,7 +16,7 @@ from peft.core.layer import HiddenStatesLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
-from peft.errors import AdapterError, ConfigError
+from peft.errors import AdapterError, ConfigError, PeftWarning
 from peft.methods.orthogonal import orthonormal_rows
 from peft.methods.reft_positions import Prompts
 from peft.registry import register
@@ -237,7 +238,14 @@ class ReftModel(Tuner):
             lengths = torch.as_tensor(lengths).flatten()
             if lengths.is_floating_point() or not len(lengths):
                 raise AdapterError(f"prompt_lengths must be whole numbers, one a sample, got {lengths}.")
-        return {"prompts": Prompts(self.model, by_name(self.model, args, kwargs), lengths)}
+        given = by_name(self.model, args, kwargs)
+        if given.get("output_hidden_states"):
+            warnings.warn(
+                "The hidden_states that transformers returns are those of the blocks alone, before ReFT changes them.",
+                PeftWarning,
+                stacklevel=3,
+            )
+        return {"prompts": Prompts(self.model, given, lengths)}
 
     def during_generate(self, arguments):
         return arguments["prompts"].during_generate()
