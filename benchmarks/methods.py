@@ -39,6 +39,7 @@ METHODS: dict[str, tuple[str, dict, dict]] = {
     "PSOFT": ("PsoftConfig", {"r": 32}, {}),
     "PVERA": ("PveraConfig", {"r": 64}, {}),
     "RANDLORA": ("RandLoraConfig", {"r": 32}, {}),
+    "REFT": ("ReftConfig", {"r": 4, "target_modules": None}, {}),
     "ROAD": ("RoadConfig", {"variant": "road_1"}, {}),
     "SHADOW": ("ShadowConfig", {"target_modules": None}, {}),
     "SHIRA": ("ShiraConfig", {"r": 16}, {}),

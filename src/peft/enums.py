@@ -52,6 +52,7 @@ class PeftType(str, enum.Enum):
     SUPERTUNING = "SUPERTUNING"
     DEFT = "DEFT"
     BOTTLENECK = "BOTTLENECK"
+    REFT = "REFT"
 
 
 class TaskType(str, enum.Enum):

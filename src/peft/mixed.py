@@ -1,5 +1,7 @@
 """PeftMixedModel: adapters of several methods on one model. Their wrappers nest where they meet on a layer."""
 
+import contextlib
+
 from torch import nn
 
 from peft import registry
@@ -28,8 +30,8 @@ class MixedModel(Tuner):
 
     def call_arguments(self, args, kwargs):
         found = {}
-        for peft_type in {c.peft_type for c in self.peft_config.values()}:
-            found |= self.as_method(peft_type).call_arguments(args, kwargs)
+        for tuner in self._tuners():
+            found |= tuner.call_arguments(args, kwargs)
         return found
 
     @classmethod
@@ -47,6 +49,16 @@ class MixedModel(Tuner):
 
     def own_slots(self, adapter_name):
         return self.as_method(self.peft_config[adapter_name].peft_type).own_slots(adapter_name)
+
+    @contextlib.contextmanager
+    def during_generate(self, arguments):
+        with contextlib.ExitStack() as stack:
+            for tuner in self._tuners():
+                stack.enter_context(tuner.during_generate(arguments))
+            yield
+
+    def _tuners(self):
+        return [self.as_method(peft_type) for peft_type in {c.peft_type for c in self.peft_config.values()}]
 
     def as_method(self, peft_type):
         """The method's own tuner on the very same model, layers, configs and active record."""

@@ -171,10 +171,13 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         """The base model's generate under the active adapters, or under `adapter_names` as in forward."""
         if self._is_prompt_learning:
             return self._prompt_generate(*args, adapter_names=adapter_names, **kwargs)
-        return self._governed(self.base_model.generate, adapter_names, args, kwargs)
+        return self._governed(self.base_model.generate, adapter_names, args, kwargs, self.base_model.during_generate)
 
-    def _governed(self, run, adapter_names, args, kwargs):
-        """run(*args, **kwargs) with the adapters that the call, or the composition, chooses for each sample."""
+    def _governed(self, run, adapter_names, args, kwargs, during=lambda arguments: contextlib.nullcontext()):
+        """run(*args, **kwargs) with the adapters that the call, or the composition, chooses for each sample.
+
+        during: from the call's arguments, a further context for it.
+        """
         state = self.base_model.state
         by_row = adapter_names is None and state.enabled and isinstance(state.block, ByRow)
         if by_row:
@@ -190,7 +193,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             return run(*args, **kwargs)
         else:
             context = self._choosing(adapter_names, arguments, args, kwargs)
-        with context:
+        with context, during(arguments):
             return run(*args, **kwargs)
 
     def _choosing(self, adapter_names, arguments, args, kwargs):

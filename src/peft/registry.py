@@ -46,6 +46,7 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "PSOFT": "peft.methods.psoft",
     "PVERA": "peft.methods.pvera",
     "RANDLORA": "peft.methods.randlora",
+    "REFT": "peft.methods.reft",
     "ROAD": "peft.methods.road",
     "SHADOW": "peft.methods.shadow",
     "SHIRA": "peft.methods.shira",

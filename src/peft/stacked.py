@@ -85,7 +85,8 @@ class PeftStackedModel(PeftMixedModel):
 
     def generate(self, *args, adapter_names=None, **kwargs):
         """The base model's generate under the active adapters; see PeftModel.generate."""
-        return self._governed((self._base() or self.base_model).generate, adapter_names, args, kwargs)
+        run = (self._base() or self.base_model).generate
+        return self._governed(run, adapter_names, args, kwargs, self.base_model.during_generate)
 
     def _base(self):
         """The PeftModel that puts the acting prompt in front, or None for none."""

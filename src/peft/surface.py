@@ -80,6 +80,7 @@ HOMES = {
     "methods.psoft": ["PsoftConfig", "PsoftModel"],
     "methods.pvera": ["PveraConfig", "PveraModel"],
     "methods.randlora": ["RandLoraConfig", "RandLoraModel"],
+    "methods.reft": ["ReftConfig", "ReftModel"],
     "methods.road": ["RoadConfig", "RoadModel"],
     "methods.shadow.config": ["ShadowConfig"],
     "methods.shadow.model": ["ShadowModel"],

@@ -1,5 +1,6 @@
 """Model level: give a model's layers their adapters, switch them, merge them, take them away, for every method."""
 
+import contextlib
 import warnings
 
 from torch import nn
@@ -82,6 +83,10 @@ class Tuner(nn.Module):
     def call_arguments(self, args, kwargs):
         """What adapters need of a call, as a dict; taken out of kwargs where the base model does not know it."""
         return {}
+
+    def during_generate(self, arguments):
+        """A context for a generate, in which what `call_arguments` gave follows the forwards that it consists of."""
+        return contextlib.nullcontext()
 
     def own_slots(self, adapter_name):
         """The slots of what a file holds of an adapter beside its layers; keys and file keys are relative to this."""

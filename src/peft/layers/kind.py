@@ -93,15 +93,24 @@ class Kind:
 
     def mixed(self, layer, plan, x, *args, **kwargs):
         """Rows of one batch to different adapters. Right for every method whose input and output act row by row."""
+        y, whole = self.parted(layer.base_layer(self.inputs_by_row(layer, plan, x), *args, **kwargs))
+        return whole(self.outputs_by_row(layer, plan, x, y))
+
+    @staticmethod
+    def inputs_by_row(layer, plan, x):
+        """x with each planned row changed by the input of its own adapter."""
         h = x
         for name, rows in plan.rows.items():
             a = layer.adapters[name]
             if a.changes_input:
                 h = h.clone() if h is x else h
                 h[rows] = a.input(x[rows]).to(h.dtype)
-        y = layer.base_layer(h, *args, **kwargs)
-        out = y.clone()
-        call = layer.state.call()
+        return h
+
+    @staticmethod
+    def outputs_by_row(layer, plan, x, y):
+        """y with each planned row changed by the output of its own adapter."""
+        out, call = y.clone(), layer.state.call()
         for name, rows in plan.rows.items():
             call.part = rows, len(x)
             out[rows] = layer.adapters[name].output(x[rows], y[rows]).to(y.dtype)

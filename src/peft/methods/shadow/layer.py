@@ -16,6 +16,7 @@ class Shadow(Adapter):
 
     prefix = "shadow_"
     kinds = ("block",)
+    by_row = False  # the states of its blocks belong to the whole batch
 
     shadow_down, shadow_up = Mod(), Mod()  # width -> r -> width
     shadow_dropout = Mod(trainable=False)
