@@ -13,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from peft import (
     Average,
+    BottleneckConfig,
+    FusionConfig,
     IA3Config,
     LoHaConfig,
     LoraConfig,
@@ -285,3 +287,68 @@ def test_prompts_come_and_go():
     torch.testing.assert_close(model.merge_and_unload()(IDS, attention_mask=MASK).logits, want, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="at least one adapter on layers"):
         get_peft_model(llama(), {"p": PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")})
+
+
+def members():
+    return {
+        "a": LoraConfig(target_modules=["0"], r=2, init_lora_weights=False),
+        "b": BottleneckConfig(target_modules=["0"], bottleneck_size=3, init_weights=False),
+        "c": OFTConfig(target_modules=["0"], oft_block_size=4, init_weights=False),
+    }
+
+
+def test_fusion_attends_to_what_each_adapter_makes(tmp_path):
+    torch.manual_seed(4)
+    model = get_peft_model(layer(), {**members(), "fused": FusionConfig(adapters=["a", "b", "c"])}).eval()
+    z = torch.stack([alone(model, name) for name in "abc"]).double()
+    model.set_adapter("fused")
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.3)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert {n.rpartition(".fusion_")[2] for n in trained} == {"query.fused", "key.fused", "value.fused"}
+    Q, K, V = (
+        next(p for n, p in trained.items() if f"fusion_{part}" in n).double() for part in ("query", "key", "value")
+    )
+    y = layer()(X).double()
+    scores = torch.einsum("nd,mnd->nm", y @ Q, z @ K) / 8**0.5
+    want = y + torch.einsum("nm,mnd->nd", scores.softmax(1), z - y) @ V
+    torch.testing.assert_close(model(X), want.float())
+
+    model(X).sum().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(trained)
+    model.save_pretrained(tmp_path)
+    loaded = PeftStackedModel.from_pretrained(layer(), tmp_path, check_base=False)
+    assert torch.equal(loaded(X), model(X))
+    with model.disable_adapter():
+        assert torch.equal(model(X), layer()(X))
+    model.set_adapter(Average("fused", "a"))
+    with pytest.raises(ValueError, match="mixed by 'fused'"):
+        model.delete_adapter("b")
+    with pytest.raises(NotImplementedError, match="no fixed weight"):
+        model.set_adapter("fused")
+        model.merge_and_unload()
+
+
+def test_fusion_needs_its_adapters():
+    with pytest.raises(ValueError, match=r"names \['nope'\]"):
+        get_peft_model(layer(), {**members(), "fused": FusionConfig(adapters=["a", "nope"])})
+    with pytest.raises(ValueError, match=r"names \['a'\]"):
+        get_peft_model(layer(), FusionConfig(adapters=["a"]))
+    for wrong in (None, [], "a", ["a", "a"]):
+        with pytest.raises(ValueError, match="FusionConfig.adapters"):
+            FusionConfig(adapters=wrong)
+
+
+def test_fusion_of_adapters_on_blocks():
+    blocks = {"variant": "pfeiffer", "task_type": "CAUSAL_LM", "init_weights": False}
+    model = get_peft_model(
+        llama(),
+        {"a": BottleneckConfig(**blocks), "b": BottleneckConfig(**blocks), "f": FusionConfig(adapters=["a", "b"])},
+    )
+    model.set_adapter("f")
+    loss = model(input_ids=IDS, attention_mask=MASK, labels=IDS).loss
+    loss.backward()
+    with_grad = [n for n, p in model.named_parameters() if p.grad is not None]
+    assert len(with_grad) == 2 * 3 and all(".fusion_" in n for n in with_grad)

@@ -53,6 +53,7 @@ class PeftType(str, enum.Enum):
     DEFT = "DEFT"
     BOTTLENECK = "BOTTLENECK"
     REFT = "REFT"
+    FUSION = "FUSION"
 
 
 class TaskType(str, enum.Enum):

@@ -29,6 +29,7 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "DELORA": "peft.methods.delora",
     "FOURIERFT": "peft.methods.fourierft",
     "FROD": "peft.methods.frod",
+    "FUSION": "peft.methods.fusion",
     "GLORA": "peft.methods.glora",
     "GRALORA": "peft.methods.gralora",
     "HIRA": "peft.methods.hira",

@@ -26,6 +26,12 @@ class StackedModel(MixedModel):
         if method.tuner is None or not method.tuner.injectable:
             raise ConfigError(f"{method.name} needs a model of its own, so it cannot be one of several adapters.")
 
+    def delete_adapter(self, adapter_name):
+        fused = [n for n, c in self.peft_config.items() if adapter_name in (getattr(c, "adapters", None) or ())]
+        if fused:
+            raise AdapterError(f"Adapter {adapter_name!r} is mixed by {fused[0]!r}; delete that first.")
+        super().delete_adapter(adapter_name)
+
     def file_path(self, path):
         """Without the wrappers around it: a file says what its adapter is on, not what else was there."""
         return path.replace(".base_layer", "")

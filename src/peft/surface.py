@@ -62,6 +62,7 @@ HOMES = {
     "methods.deft": ["DeftConfig", "DeftModel"],
     "methods.delora": ["DeloraConfig", "DeloraModel"],
     "methods.fourierft": ["FourierFTConfig", "FourierFTModel"],
+    "methods.fusion": ["FusionConfig", "FusionModel"],
     "methods.frod": ["FrodConfig", "FrodModel"],
     "methods.glora": ["GloraConfig", "GloraModel"],
     "methods.gralora": ["GraloraConfig", "GraloraModel"],

@@ -16,6 +16,7 @@ NOTES = {
     "DELORA": ("normalised rank-one updates and their strength", "long training without drifting away"),
     "FOURIERFT": ("a few coefficients of a Fourier transform", "the smallest files"),
     "FROD": ("a sparse and a diagonal part in a shared basis", "full-rank updates from few numbers"),
+    "FUSION": ("attention over other adapters", "one task from the adapters of several others"),
     "GLORA": ("low-rank or vector changes of weight and bias", "search over kinds of change"),
     "GRALORA": ("a LoRA for each block of W", "high ranks, where LoRA stops getting better"),
     "HIRA": ("a low-rank factor times W itself", "harder tasks, with updates of high rank"),
