@@ -337,7 +337,7 @@ def test_fusion_needs_its_adapters():
     with pytest.raises(ValueError, match=r"names \['a'\]"):
         get_peft_model(layer(), FusionConfig(adapters=["a"]))
     for wrong in (None, [], "a", ["a", "a"]):
-        with pytest.raises(ValueError, match="FusionConfig.adapters"):
+        with pytest.raises(ValueError, match=r"FusionConfig\.adapters"):
             FusionConfig(adapters=wrong)
 
 

@@ -58,7 +58,8 @@ set_peft_model_state_dict shift_tokens_right
 
 # What upstream does not have.
 OURS = """
-Average BottleneckConfig BottleneckModel FusionConfig FusionModel Parallel PeftStackedModel ReftConfig ReftModel Split Stack
+Average BottleneckConfig BottleneckModel FusionConfig FusionModel Parallel PeftStackedModel ReftConfig ReftModel Split
+Stack
 """
 
 # What transformers 5.24, TRL 1.16, diffusers 0.42 and accelerate 1.15 import.
