@@ -253,7 +253,12 @@ BOTTLENECK_SITES = {
         "attention": r"layers\.{}\.self_attn\.dense",
         "feed_forward": r"layers\.{}\.mlp\.fc2",
     },
-    "vit": {**_LLAMA_SITES, "feed_forward": r"layers\.{}\.mlp\.fc2", "embedding": "embeddings"},
+    "vit": {
+        **_LLAMA_SITES,
+        "attention": r"layers\.{}\.attention\.o_proj",
+        "feed_forward": r"layers\.{}\.mlp\.fc2",
+        "embedding": "embeddings",
+    },
     "bloom": _BLOOM_SITES,
     "falcon": {**_BLOOM_SITES, "embedding": "word_embeddings"},
     "distilbert": {

@@ -14,6 +14,7 @@ from peft.layers.block import own_width
 from peft.layers.linear import linear
 from peft.methods.bottleneck import hypercomplex
 from peft.methods.bottleneck.invertible import Coupling
+from peft.ops import bottleneck
 from peft.ops.bottleneck import ACTIVATIONS
 
 
@@ -37,7 +38,10 @@ class Bottleneck(Adapter):
     bottleneck_coupling = Mod()  # of the embedding
     bottleneck_rule = Mod(shared=True)  # (n, n, n)
     bottleneck_shared_down, bottleneck_shared_up = Mod(shared=True), Mod(shared=True)
-    size, index, feeds = Val(), Val(), Val()  # feeds: keys of the layers that read what this one gets
+    bottleneck_size, bottleneck_width = Val(), Val()  # of the bottleneck, of z
+    bottleneck_index = Val()  # of the layer in the model
+    bottleneck_tap = Val()  # key of the module whose input is read in place of the layer's
+    bottleneck_feeds = Val()  # keys of the layers that read what this one gets
 
     @classmethod
     def of(cls, c, key):
@@ -69,7 +73,9 @@ class Bottleneck(Adapter):
 
     def build(self, c, where):
         inp, size, out = _sizes(self.layer, c, self.key)
-        self.size, self.index = size, match.layer_index(self.key, c.layers_pattern)
+        self.bottleneck_size, self.bottleneck_width = size, inp
+        self.bottleneck_index = match.layer_index(self.key, c.layers_pattern)
+        self.bottleneck_tap = tap_of(c, self.key)
         if c.norm_before:
             self.bottleneck_norm_before = nn.LayerNorm(inp, **where)
         if c.phm_dim:
@@ -113,8 +119,8 @@ class Bottleneck(Adapter):
             if rules is not None:
                 rules.fill(1 / c.phm_dim)
         if self.bottleneck_down is not None and c.phm_dim:
-            self.bottleneck_down.fill(1 / (3 * _sizes(self.layer, c, self.key)[0]))
-            _start(self.bottleneck_up, c, 1 / (3 * self.size))
+            self.bottleneck_down.fill(1 / (3 * self.bottleneck_width))
+            _start(self.bottleneck_up, c, 1 / (3 * self.bottleneck_size))
         elif self.bottleneck_down is not None:
             _start_dense(self.bottleneck_down, self.bottleneck_up, c)
 
@@ -143,34 +149,44 @@ class Bottleneck(Adapter):
         if self.rests():
             return y
         z = self.read(x, y)
-        if z.shape[-1] != (inp := _sizes(self.layer, c, self.key)[0]):
+        if z.shape[-1] != self.bottleneck_width:
             raise AdapterError(
-                f"The bottleneck on {self.key} was made for {inp} features, but gets {z.shape[-1]}. Name the width in "
-                "BottleneckConfig.hidden_size, or choose another module."
+                f"The bottleneck on {self.key} was made for {self.bottleneck_width} features, but gets {z.shape[-1]}. "
+                "Name the width in BottleneckConfig.hidden_size, or choose another module."
             )
+        if self.bare:
+            D, d, U, u = (None if t is None else t.to(z.dtype) for t in self.projections())
+            return bottleneck.add(y, z, D, d, U, u, ACTIVATIONS[c.non_linearity], c.scaling).to(y.dtype)
         update = self.update(z, y if c.residual_before_norm else None).to(y.dtype)
         if c.renorm:
             return self.kind.plain(self.layer, x + update)
         return update if c.residual_before_norm else y + update
 
+    @property
+    def bare(self):
+        """Whether the update is nothing but the two projections, times a number."""
+        c = self.config
+        more = c.renorm or c.norm_before or c.norm_after or c.gating or c.dropout
+        return not more and not isinstance(c.scaling, str)
+
     def rests(self):
         """Whether this step of AdapterDrop leaves this layer's adapter out."""
-        if not self.config.drop_first or not self.training or self.index is None:
+        if not self.config.drop_first or not self.training or self.bottleneck_index is None:
             return False
         call = self.layer.state.call()
-        return call is not None and self.index < call.arguments.get("resting", {}).get(self.name, 0)
+        return call is not None and self.bottleneck_index < call.arguments.get("resting", {}).get(self.name, 0)
 
     def read(self, x, y):
         """What goes into the bottleneck."""
         c = self.config
         if c.reads == "output":
             return y
-        if (tap := tap_of(c, self.key)) is not None:
+        if self.bottleneck_tap is not None:
             x = self.layer.state.take((self.key, self.name))
             if x is None:
                 raise AdapterError(
-                    f"The bottleneck on {self.key} reads what {tap} gets, but that did not run before it in this "
-                    "forward. tap_modules must name a module that does."
+                    f"The bottleneck on {self.key} reads what {self.bottleneck_tap} gets, but that did not run before "
+                    "it in this forward. tap_modules must name a module that does."
                 )
         return x + y if c.reads == "both" else x
 
@@ -196,13 +212,13 @@ class Tap(Bottleneck):
 
     def build(self, c, where):
         tapped = [(end, name) for end, name in c.tap_modules.items() if f".{self.key}".endswith(f".{name}")]
-        self.feeds = [self.key[: -len(name)] + end for end, name in tapped]
+        self.bottleneck_feeds = [self.key[: -len(name)] + end for end, name in tapped]
 
     def reset(self, c):
         pass
 
     def output(self, x, y):
-        for key in self.feeds:
+        for key in self.bottleneck_feeds:
             self.layer.state.hand((key, self.name), x)
         return y
 
@@ -251,7 +267,8 @@ def _sizes(layer, c, key):
         )
     inp = inp if c.reads == "input" and tap_of(c, key) is None else out
     size = match.pattern_value(c.size_pattern, key, c.bottleneck_size)
-    return inp, size or max(1, int(out // c.reduction_factor)), out
+    step = c.phm_dim or 1
+    return inp, size or max(1, int(out // c.reduction_factor) // step) * step, out
 
 
 def _norm(norm, x):
