@@ -253,6 +253,29 @@ def test_finds_the_blocks_of(name):
         assert torch.equal(model.generate(IDS, **how), model.generate(IDS, use_cache=False, **how))
 
 
+@quiet
+def test_leaves_the_blocks_of_images_alone():
+    """And those are still there to be named; the masks of tokens do not fit them."""
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    text = {**models.llama_config().to_dict(), "model_type": "llama"}
+    fresh = models.fill(
+        LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=60))
+    )
+    batch = {"input_ids": torch.tensor([[1, 60, 60, 60, 60, 5, 6]]), "pixel_values": models.noise((1, 3, 8, 8), 1)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    model = wrapped(copy.deepcopy(fresh))
+    assert model.peft_config["default"].target_modules == {f"model.language_model.layers.{i}" for i in range(2)}
+    how = {**batch, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(**how), model.generate(**how, use_cache=False))
+    model = wrapped(fresh, target_modules=r".*vision_tower.*layers\.\d")
+    assert all(layer.width == 8 for layer in model.base_model.layers.values())
+    with pytest.raises(ValueError, match="cannot tell which are tokens"):
+        model(**batch)
+
+
 def test_chooses_layers():
     assert wrapped(layers_to_transform=1).peft_config["default"].target_modules == {"model.layers.1"}
     assert wrapped("t5", layers_to_transform=[0]).peft_config["default"].target_modules == {

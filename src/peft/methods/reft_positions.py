@@ -151,7 +151,9 @@ class Prompts:
     def _begin(self, args, kwargs):
         """A forward of the model begins."""
         now = by_name(self.model, args, kwargs)
-        start, length = _cached(now)[0], self._size(now)[1]
+        if (size := self._size(now)) is None:
+            raise AdapterError(f"ReFT found no tokens among what generate gives {type(self.model).__name__}.")
+        start, length = _cached(now)[0], size[1]
         if (prompt := self._prompts.get(False)) is None:
             self._prompts[False] = self._first(now, start, length)
         else:  # without a cache it reads all from the start, the prompt and more
