@@ -445,7 +445,7 @@ def _not_finite(W):
 def _moved(kept, fn):
     """What a merge has put aside after `fn`; what a quantization library keeps moves with that library's own means."""
     if isinstance(kept, dict):
-        return {k: _moved(t, fn) if isinstance(t, nn.Parameter) else fn(t) for k, t in kept.items()}
+        return {k: fn(t) if type(t) is torch.Tensor else _moved(t, fn) for k, t in kept.items()}
     return nn.Parameter(fn(kept.data), kept.requires_grad) if type(kept) is nn.Parameter else kept
 
 
