@@ -52,6 +52,17 @@ LORA_LAYERS = {
     "ParamWrapper=lora.param",
     "methods.lora.lora": "LoraLayer",
 }
+QUANTIZED = {  # module -> its class and the backend
+    "gptq": "GPTQLoraLinear=lora.linear@gptq",
+    "awq": "AwqLoraLinear=lora.linear@awq",
+    "aqlm": "AqlmLoraLinear=lora.linear@aqlm",
+    "eetq": "EetqLoraLinear=lora.linear@eetq",
+    "hqq": "HqqLoraLinear=lora.linear@hqq",
+    "inc": "IncLoraLinear=lora.linear@inc",
+    "te": "TeLinear=lora.linear@te",
+    "torchao": "TorchaoLoraLinear=lora.linear@torchao",
+    "bnb": "Linear4bit=lora.linear@bnb_4bit Linear8bitLt=lora.linear@bnb_8bit",
+}
 LORA_CONVERSION = {"methods.lora.convert": "convert_to_lora save_as_lora"}
 MIXED = {"mixed": "COMPATIBLE_TUNER_TYPES MixedModel"}
 SHARED_VERBS = {"functional": "cast_adapter_dtype delete_adapter set_adapter set_requires_grad"}
@@ -128,7 +139,15 @@ ALIASES = {
             "set_additional_trainable_modules",
         },
     ),
-    "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION, ARROW),
+    "tuners.lora": _merged(
+        LORA_CONFIGS,
+        LORA_LAYERS,
+        {"methods.lora.lora": "LoraModel"},
+        LORA_CONVERSION,
+        ARROW,
+        {"by_kind": " ".join(QUANTIZED[name] for name in ("gptq", "eetq", "bnb"))},
+    ),
+    **{f"tuners.lora.{name}": {"by_kind": classes} for name, classes in QUANTIZED.items()},
     "tuners.lora.arrow": {"methods.lora.arrow": "ArrowConfig create_arrow_model"},
     "tuners.lora.config": LORA_CONFIGS,
     "tuners.lora.conversion": LORA_CONVERSION,

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from peft import registry
+from peft import quant, registry
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
@@ -53,6 +53,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             self._peft_config = {}
             self.prompt_state = AdapterState([adapter_name])
             self.base_model = model
+            quant.attach(model)
             self._add_prompt(adapter_name, peft_config)
         else:
             self._peft_config = None

@@ -33,6 +33,8 @@ HOMES = {
         "set_base_model_state_dict",
         "set_peft_model_state_dict",
     ],
+    "core.merging": ["MergeReport"],
+    "core.merging_files": ["save_merged"],
     "core.defaults": ["TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING"],
     "weights": ["load_peft_weights"],
     "status": ["get_layer_status", "get_model_status"],

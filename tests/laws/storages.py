@@ -30,8 +30,9 @@ class Storage:
     def __str__(self) -> str:
         return self.name
 
-    def params(self, example: object, slow: bool) -> object:
-        """A pytest parameter set that is skipped where the library is missing."""
+    def params(self, example: object, first: bool) -> object:
+        """A pytest parameter set, skipped where the library is missing. first: the example is a first one."""
+        slow = not (first and self.every)
         marks = [pytest.mark.skipif(bool(needs(self.library)), reason=f"needs {self.library}")]
         return pytest.param(example, self, id=f"{self.name}-{example}", marks=marks + [pytest.mark.slow] * slow)
 

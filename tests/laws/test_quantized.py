@@ -22,7 +22,7 @@ LINEAR = [e for e in EXAMPLES if e.base in ("mlp", "sequence", "no_bias") and e.
 FIRST = {e.name.partition("_")[0]: e.name for e in reversed(LINEAR)}.values()  # of each method and variant
 laws = pytest.mark.parametrize(
     ("example", "storage"),
-    [s.params(e, slow=e.name not in FIRST or not s.every) for s in STORAGES for e in LINEAR if s.every or e.name in FIRST],
+    [s.params(e, e.name in FIRST) for s in STORAGES for e in LINEAR if s.every or e.name in FIRST],
 )
 
 

@@ -52,7 +52,6 @@ class AdapterLayer(Switchable, nn.Module):
             **{name: {} for name, f in self.adapter_cls.fields.items() if f.container is None and not f.shared},
         )
         self.kind.attach(self)
-        self.backend.attach(base)
 
     def __getattr__(self, name):
         try:
@@ -319,17 +318,15 @@ class AdapterLayer(Switchable, nn.Module):
         packed, bias = backend.get(base, param), getattr(base, "bias", None)
         with torch.no_grad():
             W, W0 = self.kind.canon(backend.unpack(base, packed)), self.base_weight()
-            if adapter.parallel and self._undo:
+            if backend.lossy and self._undo:  # all from the pristine weight, so that it is rounded only once
+                merged = self.adapted_weight([*(self.adapters[n] for n in self.merged_adapters), adapter], W0)
+            elif adapter.parallel and self._undo:
                 merged = W.float() + adapter.delta(W0.float())
             else:
                 merged = self.adapted_weight([adapter], W)
             new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
             merged = merged.to(W.dtype)
-            if _not_finite(merged) and (safe_merge or not _not_finite(W)):
-                raise MergeError(
-                    f"NaNs detected in the merged weights. The adapter {adapter.name} seems to be broken: merging it "
-                    f"into {adapter.key or type(base).__name__} gives values that are not finite."
-                )
+            check_finite(merged, W, safe_merge, adapter.name, adapter.key or type(base).__name__)
             new_packed = backend.pack(base, self.kind.uncanon(merged), packed)
         backend.put(base, param, new_packed)
         if new_bias is not None and new_bias is not bias and (bias is None or new_bias.data_ptr() != bias.data_ptr()):
@@ -435,6 +432,15 @@ class HiddenStatesLayer(AdapterLayer):
         if "hidden_states" in kwargs:
             args = (kwargs.pop("hidden_states"), *args)
         return super().forward(*args, **kwargs)
+
+
+def check_finite(merged, W, safe_merge, name, where):
+    """Raise MergeError where merging adapter `name` into W gives infinity or NaN (safe_merge: also if W had them)."""
+    if _not_finite(merged) and (safe_merge or not _not_finite(W)):
+        raise MergeError(
+            f"NaNs detected in the merged weights. The adapter {name} seems to be broken: merging it into {where} "
+            "gives values that are not finite."
+        )
 
 
 def _not_finite(W):

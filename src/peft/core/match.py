@@ -3,6 +3,7 @@
 import re
 import warnings
 
+from peft import quant
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper
 from peft.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning, nearest
@@ -204,7 +205,7 @@ def all_linear(model, task_type=None):
     for key, _, module in walk(model):
         while isinstance(module, AdapterLayer):
             module = module._modules["base_layer"]
-        if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or quant.find(module).name):
             continue
         if (output is not None and module is output) or (heads and key.rpartition(".")[2] in heads):
             skip.add(key)

@@ -4,7 +4,8 @@ import warnings
 
 from torch import nn
 
-from peft.core import extras, match, shared
+from peft import quant
+from peft.core import extras, match, merging, shared
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
 from peft.core.wrappers import AuxiliaryTrainingWrapper
@@ -59,6 +60,7 @@ class Tuner(nn.Module):
                 p.requires_grad = True
             raise
         self.set_adapter([adapter_name])
+        quant.attach(model)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -335,10 +337,7 @@ class Tuner(nn.Module):
         Costs a copy of each merged weight while merged. Raises MergeError where the result would not be finite;
         whatever was merged by this call is then undone.
         """
-        if isinstance(adapter_names, str):
-            raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
-        if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
-            raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
+        self.check_mergeable(adapter_names)
         done = []
         try:
             for layer in self._innermost_first():
@@ -349,6 +348,13 @@ class Tuner(nn.Module):
                 if len(layer.merged_adapters) > before:
                     layer.unmerge(keep=before)
             raise
+
+    def check_mergeable(self, adapter_names):
+        """Raise where these are no names of adapters."""
+        if isinstance(adapter_names, str):
+            raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
+        if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
+            raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
 
     def _innermost_first(self):
         """An outer wrapper acts on what the inner one made."""
@@ -362,20 +368,20 @@ class Tuner(nn.Module):
             if layer.merged:
                 layer.unmerge()
 
-    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None):
-        """The base model with the adapters in its weights; this object is used up."""
-        self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        for layer in self._innermost_first():
-            layer.forget_merge()
-        chosen = self.state.active if adapter_names is None else adapter_names
-        return self._dismantle(lambda wrapper: extras.merged_module(wrapper, chosen))
+    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None, **how):
+        """The base model with the adapters in its weights; this object is used up.
+
+        how: target, verify and others, for quantized bases and for proof: see `core.merging.merge_and_unload`.
+        """
+        return merging.merge_and_unload(self, safe_merge, adapter_names, **how)
 
     def unload(self):
         """The base model as it was before any adapter."""
         self.unmerge_adapter()
-        return self._dismantle(lambda wrapper: wrapper.original_module)
+        return self.dismantle(lambda wrapper: wrapper.original_module)
 
-    def _dismantle(self, choose):
+    def dismantle(self, choose):
+        """The base model without any wrapper; `choose` says what stays of a module that is trained whole."""
         for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
             self._unwrap(path, layer)
         for path, wrapper in self.extras.items():
@@ -383,6 +389,7 @@ class Tuner(nn.Module):
         self.layers.clear()
         self.extras.clear()
         extras.fix_tie_flag(self.model)
+        quant.detach(self.model)
         if "peft_config" in self.model.__dict__:
             del self.model.peft_config
         return self.model
@@ -393,8 +400,6 @@ class Tuner(nn.Module):
         elif layer.owned:
             return  # goes with the attention module that reads its weight
         match.put(self.model, path, layer.base_layer)
-        if not isinstance(layer.base_layer, AdapterLayer) and not path.endswith(".base_layer"):
-            layer.backend.detach(layer.base_layer)
 
     def supports_lora_conversion(self, adapter_name="default"):
         return all(layer.supports_lora_conversion(adapter_name) for layer in self.layers.values())

@@ -1,8 +1,9 @@
 """A linear layer under an adapter that forms its update dW anyway: y = x (W + dW)ᵀ + b, in one product instead of two.
 
 Only x and the adapter's own tensors are kept for the backward pass, which makes W + dW anew: kept for all layers, it
-would be a second copy of the model. So is W itself where the base is quantized. Two products remain where one would do harm: with dropout, which dW alone sees,
-and in half precision, where W + dW would round small updates away (unless the adapter says that it `rounds`).
+would be a second copy of the model. So is W itself where the base is quantized. Two products remain where one would do
+harm: with dropout, which dW alone sees, and in half precision, where W + dW would round small updates away (unless the
+adapter says that it `rounds`).
 """
 
 import torch

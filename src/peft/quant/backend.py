@@ -9,7 +9,7 @@ from peft.errors import MergeError
 
 
 def loaded(module, *names):
-    """These classes of a module, as a tuple; () where nobody has imported it, so that nothing is an instance of them."""
+    """These classes of a module, as a tuple; () where nobody has imported it: then nothing is an instance of them."""
     found = sys.modules.get(module)
     return tuple(cls for name in names if (cls := getattr(found, name, None)) is not None)
 
@@ -22,6 +22,7 @@ class Plain:
     """
 
     name = ""  # "" means float
+    library = ""  # the module without which there are no layers of it
     lossy = False  # True: what `pack` makes of a weight rounds it, so that a merge may lose a small update
     hooks: tuple = ()  # forward hooks of ours on `base`, with which it still is nothing but its matrix product
 
@@ -67,10 +68,10 @@ class Plain:
         return y
 
     def attach(self, base):
-        """Called when the layer gets adapters, perhaps more than once."""
+        """Called when a model with this layer gets adapters, perhaps more than once."""
 
     def detach(self, base):
-        """Undo `attach`; called when the layer has no wrapper any more."""
+        """Undo `attach`; called when the model has no adapters any more."""
 
     def maker(self, base, x):
         """A function that makes the float weight with which the layer would multiply x, (out, in), or None.

@@ -19,6 +19,7 @@ class FourBit(Plain):
     """Packed: a Params4bit, whose quant_state holds scales and shape."""
 
     name = "bnb 4bit"
+    library = "bitsandbytes"
     lossy = True
 
     @staticmethod
@@ -30,10 +31,8 @@ class FourBit(Plain):
         return (before_forward,)
 
     def attach(self, base):
-        if (
-            getattr(base, "support_avx512bf16_for_cpu", False)
-            and before_forward not in base._forward_pre_hooks.values()
-        ):
+        known = before_forward in base._forward_pre_hooks.values()
+        if getattr(base, "support_avx512bf16_for_cpu", False) and not known:
             base.register_forward_pre_hook(before_forward)
             base.register_state_dict_pre_hook(before_saving)
 

@@ -16,6 +16,9 @@ class Eetq(ForwardOnly):
     def owns(base):
         return isinstance(base, loaded("transformers.integrations.eetq", "EetqLinear"))
 
+    def inputs(self, base):
+        return len(base.weight)
+
 
 class OwnEetq(Eetq):
     """The layers of the package itself, older than those of transformers 5."""

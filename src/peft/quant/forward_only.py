@@ -25,7 +25,11 @@ class ForwardOnly(Plain):
         return super().get(base, self.codes)
 
     def unpack(self, base, packed):
-        return kernel_weight(base, *self.placement(base, "weight"))
+        return kernel_weight(base, self.inputs(base), *self.placement(base, "weight"))
+
+    def inputs(self, base):
+        """The width of x."""
+        return base.in_features
 
     def pack(self, base, W, old):
         raise MergeError(
@@ -47,14 +51,14 @@ class ForwardOnly(Plain):
 
 
 @torch.no_grad()
-def kernel_weight(base, device, dtype):
+def kernel_weight(base, inputs, device, dtype):
     """The weight (out, in) that a layer multiplies by: what its forward, without bias, makes of the identity."""
     bare = copy.copy(base)
     for place in ("_parameters", "_buffers"):
         bare.__dict__[place] = {n: None if n == "bias" else t for n, t in base.__dict__[place].items()}
     if "bias" in base.__dict__:
         bare.__dict__["bias"] = None
-    columns = torch.arange(base.in_features, device=device)
+    columns = torch.arange(inputs, device=device)
     made = []
     for rows in columns.split(ROWS):
         made.append(type(base).forward(bare, (rows[:, None] == columns).to(dtype)))  # without hooks

@@ -9,7 +9,7 @@ from peft.quant.backend import Plain, loaded
 class Hqq(Plain):
     """Packed: {"W_q": the codes} and all that is needed to read them, which HQQLinear keeps in `meta`."""
 
-    name = "hqq"
+    name = library = "hqq"
     lossy = True
 
     @staticmethod

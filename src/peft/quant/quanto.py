@@ -11,6 +11,7 @@ class Quanto(Plain):
     """Packed: the tensor. Before a layer is frozen its weight is float, and it quantizes that in each forward."""
 
     name = "quanto"
+    library = "optimum.quanto"
     lossy = True
 
     @staticmethod
