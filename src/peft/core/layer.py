@@ -331,7 +331,7 @@ class AdapterLayer(Switchable, nn.Module):
         backend.put(base, param, new_packed)
         if new_bias is not None and new_bias is not bias and (bias is None or new_bias.data_ptr() != bias.data_ptr()):
             dtype = merged.dtype if bias is None else bias.dtype
-            base._parameters["bias"] = nn.Parameter(new_bias.to(dtype), requires_grad=False)
+            _set_bias(base, nn.Parameter(new_bias.to(dtype), requires_grad=False))
         return packed, bias
 
     def put_back_weight(self, packed, bias):
@@ -339,7 +339,7 @@ class AdapterLayer(Switchable, nn.Module):
         base = self.get_base_layer()
         self.backend.put(base, self.kind.param, packed)
         if getattr(base, "bias", None) is not bias:
-            base._parameters["bias"] = bias
+            _set_bias(base, bias)
 
     def _mergeable(self, names):
         names = self.state.active if names is None else names
@@ -453,6 +453,11 @@ def _moved(kept, fn):
     if isinstance(kept, dict):
         return {k: fn(t) if type(t) is torch.Tensor else _moved(t, fn) for k, t in kept.items()}
     return nn.Parameter(fn(kept.data), kept.requires_grad) if type(kept) is nn.Parameter else kept
+
+
+def _set_bias(base, bias):
+    """Replace the bias where the layer keeps it: some quantized layers have it in a plain attribute."""
+    (base.__dict__ if "bias" in base.__dict__ else base._parameters)["bias"] = bias
 
 
 def _to_eval(module):

@@ -259,7 +259,7 @@ def _float_weights(model, places, original):
         W, place = shards.read(key_of[path]), places[path]
         if tuple(W.shape) != (place.base.out_features, place.base.in_features):
             raise CheckpointError(f"{key_of[path]} of {original} has the shape {tuple(W.shape)}, which does not fit.")
-        yield path, W.to(place.base.weight.device)
+        yield path, W.to(place.backend.placement(place.base, "weight")[0])
 
 
 def _linear(base, W, bias):

@@ -186,7 +186,7 @@ class Lora(Additive):
                 (A, A0), (B, B0) = tensors[min(keys)].chunk(2), tensors[max(keys)].chunk(2, dim=1)
                 tensors[min(keys)], tensors[max(keys)] = A, B
                 like = adapter.factors()[0]
-                device = adapter.base.weight.device
+                device = adapter.base_device
                 adapter.lora_start_A, adapter.lora_start_B = (t.to(device, like.dtype) for t in (A0, -B0))
         return tensors
 
