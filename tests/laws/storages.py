@@ -27,6 +27,7 @@ class Storage:
     tolerance: float = 5e-6  # outputs and gradients in training, against the same float weight
     kernel: float = 5e-6  # outputs in evaluation, where libraries may multiply in fewer bits
     stores: float | None = 0.0  # how far a merge may be from quantizing the merged weight anew; None: it cannot store
+    jumps: float = 0.0  # what a tiny change of x may change, where x is rounded too
     every: bool = False
     copies: bool = True  # False: copy.deepcopy does not know the library's tensors
 
@@ -85,14 +86,6 @@ def torchao(**settings: Any) -> Callable[[nn.Linear], nn.Module]:
     return quantize
 
 
-def torchao_nf4(linear: nn.Linear) -> nn.Module:
-    """Stores the weight as torchao's NF4 tensor."""
-    from torchao.quantization import to_nf4
-
-    linear.weight = nn.Parameter(to_nf4(linear.weight.detach(), 4, 2), requires_grad=False)
-    return linear
-
-
 def hqq(bits: int) -> Callable[[nn.Linear], nn.Module]:
     """Quantizes with HQQ, a group for each row."""
 
@@ -119,7 +112,7 @@ def quanto(bits: str) -> Callable[[nn.Linear], nn.Module]:
     return quantize
 
 
-BNB = "bitsandbytes"
+BNB, TWICE = "bitsandbytes", "Int8DynamicActivationInt8WeightConfig"
 STORAGES = [
     Storage("nf4_double", BNB, bnb_4bit("nf4", True), every=True),
     Storage("nf4", BNB, bnb_4bit("nf4", False)),
@@ -128,8 +121,7 @@ STORAGES = [
     Storage("torchao_int8", "torchao", torchao(config="Int8WeightOnlyConfig"), every=True),
     Storage("torchao_int4", "torchao", torchao(config="IntxWeightOnlyConfig", weight_dtype=torch.int4)),
     Storage("torchao_float8", "torchao", torchao(config="Float8WeightOnlyConfig")),
-    Storage("torchao_nf4", "torchao", torchao_nf4, copies=False),
-    Storage("torchao_int8_twice", "torchao", torchao(config="Int8DynamicActivationInt8WeightConfig"), 0.05, 0.05),
+    Storage("torchao_int8_twice", "torchao", torchao(config=TWICE), tolerance=0.05, kernel=0.05, jumps=0.01),
     Storage("hqq", "hqq", hqq(8), stores=1e-6, every=True),  # its 4-bit codes need an even number of rows
     Storage("quanto_int8", "optimum.quanto", quanto("qint8"), every=True, copies=False),
     Storage("quanto_int4", "optimum.quanto", quanto("qint4"), copies=False),

@@ -137,7 +137,7 @@ def test_mixed_batches(example, storage):
     mixed = model(x, adapter_names=names)
     for i, name in enumerate(names):
         wanted = model(x, adapter_names=[name] * len(x))
-        assert gap(mixed[i], wanted[i]) <= 2e-6, (i, name)
+        assert gap(mixed[i], wanted[i]) <= 2e-6 + storage.jumps, (i, name)
 
 
 @laws

@@ -4,9 +4,8 @@ import copy
 
 import torch
 
-from peft.errors import MergeError
 from peft.quant import straight
-from peft.quant.backend import Plain
+from peft.quant.backend import Plain, unwritable
 
 ROWS = 1024  # of the identity that a kernel gets at once
 
@@ -32,12 +31,7 @@ class ForwardOnly(Plain):
         return base.in_features
 
     def pack(self, base, W, old):
-        raise MergeError(
-            f"{type(base).__name__} stores its weight as {self.title} does, which is only made from data and whole "
-            'models: an adapter cannot be merged into it. Merge into float weights instead: target="dequantized" for '
-            'the weights that it stands for, target="original" for those of the unquantized model; or use the adapter '
-            "unmerged."
-        )
+        raise unwritable(type(base).__name__, f"{self.title} weights are made by their own tools from a whole model")
 
     def placement(self, base, param):
         device, dtype = getattr(base, self.codes).device, getattr(base, self.scales).dtype

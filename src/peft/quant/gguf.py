@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from peft.errors import MergeError
 from peft.quant import straight
-from peft.quant.backend import Plain, loaded
+from peft.quant.backend import Plain, loaded, unwritable
 
 
 class Gguf(Plain):
@@ -35,11 +34,7 @@ class Gguf(Plain):
         try:
             blocks = quants.quantize(W.float().cpu().numpy(), kind)
         except NotImplementedError:
-            raise MergeError(
-                f"GGUF blocks of the type {kind.name} are only made by llama.cpp, so an adapter cannot be merged into "
-                'them. Merge into float weights instead: target="dequantized" for the weights that they stand for, '
-                'target="original" for those of the unquantized model; or use the adapter unmerged.'
-            ) from None
+            raise unwritable("GgufLinear", f"only llama.cpp makes GGUF blocks of the type {kind.name}") from None
         return nn.Parameter(torch.from_numpy(blocks).view(torch.uint8).to(old.device), requires_grad=False)
 
     def attach(self, base):

@@ -12,7 +12,7 @@ class GptqModel(ForwardOnly):
     """A layer of gptqmodel in a format that has no backend of its own."""
 
     name = library = "gptqmodel"
-    title = "one of gptqmodel's formats"
+    title = "gptqmodel's"
 
     @staticmethod
     def owns(base):

@@ -43,4 +43,4 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx, g):
         base, backend = ctx.base, ctx.backend
         W = backend.unpack(base, backend.get(base, "weight"))
-        return (g.to(W.dtype) @ W).to(g.dtype), None, None, None
+        return g @ W.to(g.dtype), None, None, None

@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from peft.errors import MergeError
 from peft.quant import straight
-from peft.quant.backend import Plain, loaded
+from peft.quant.backend import Plain, loaded, unwritable
 
 
 class TorchAo(Plain):
@@ -31,11 +30,7 @@ class TorchAo(Plain):
     def pack(self, base, W, old):
         make = REPACKED.get(type(old).__name__)
         if make is None:
-            raise MergeError(
-                f"torchao's {type(old).__name__} does not say how it was made, so an adapter cannot be merged into it. "
-                'Merge into float weights instead: target="dequantized" for the weights that it stands for, '
-                'target="original" for those of the unquantized model; or use the adapter unmerged.'
-            )
+            raise unwritable(f"torchao's {type(old).__name__}", "it does not say how it was made")
         return nn.Parameter(make(W.to(old.dtype).contiguous(), old), requires_grad=False)
 
     def attach(self, base):
