@@ -1,19 +1,23 @@
 """Quantization backends: read and write a base weight however it is stored, one file per library."""
 
+import importlib
 import sys
 
-from peft.quant import bnb
-from peft.quant.backend import Plain
+from peft.quant.backend import PLAIN, Plain
 
-BACKENDS: list[type[Plain]] = [bnb.FourBit, bnb.EightBit]  # the first match wins; `Plain` owns the rest
+FILES = {"bitsandbytes": "bnb"}  # library -> our file for it, which nobody needs before the library is imported
+BACKENDS: list[type[Plain]] = []  # further ones, asked first
+
+
+def backends():
+    """The quantized backends that could own a layer now; `Plain` owns what none of them does."""
+    files = [file for library, file in FILES.items() if library in sys.modules]
+    return BACKENDS + [cls for file in files for cls in importlib.import_module(f"peft.quant.{file}").BACKENDS]
 
 
 def find(base):
     """The backend that stores the weight of `base`."""
-    return next((backend() for backend in BACKENDS if backend.owns(base)), PLAIN)
-
-
-PLAIN = Plain()
+    return next((backend() for backend in backends() if backend.owns(base)), PLAIN)
 
 
 def attach(model):
@@ -27,7 +31,7 @@ def detach(model):
 
 
 def _tell(model, what):
-    told = [b for b in BACKENDS if getattr(b, what) is not getattr(Plain, what) and b.library in sys.modules]
+    told = [backend for backend in backends() if getattr(backend, what) is not getattr(Plain, what)]
     for module in model.modules() if told else ():
         for backend in told:
             if backend.owns(module):

@@ -22,7 +22,6 @@ class Plain:
     """
 
     name = ""  # "" means float
-    library = ""  # the module that defines its layers, if `attach` must see them
     lossy = False  # True: what `pack` makes of a weight rounds it, so that a merge may lose a small update
     hooks: tuple = ()  # forward hooks of ours on `base`, with which it still is nothing but its matrix product
 
@@ -80,3 +79,6 @@ class Plain:
         None: only the library's own forward is right, or better, for this layer and input.
         """
         return None
+
+
+PLAIN = Plain()
