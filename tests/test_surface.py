@@ -22,14 +22,14 @@ LATER = {
     name
     for names in {
         "LoRA variants and data-driven initialisations": """
-             LoftQConfig WaveFTConfig WaveFTModel   
-             replace_lora_weights_loftq""",
+             WaveFTConfig WaveFTModel""",
         "caches of transformers before 4.54": "bloom_model_postprocess_past_key_value",
     }.values()
     for name in names.split()
 }
 
 HERE = """
+LoftQConfig replace_lora_weights_loftq
 AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel ArrowConfig AutoPeftModel
 AutoPeftModelForCausalLM AutoPeftModelForFeatureExtraction AutoPeftModelForQuestionAnswering AutoPeftModelForSeq2SeqLM
 AutoPeftModelForSequenceClassification AutoPeftModelForTokenClassification BOFTConfig BOFTModel BdLoraConfig
