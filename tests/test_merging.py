@@ -69,7 +69,7 @@ def test_into_floats_nothing_is_lost(storage):
     report = merged.merge_report
     assert report.target == "dequantized" and report.error < 1e-4
     assert len(report.layers) == 6 and all(0.029 < m.size < 0.031 for m in report.layers)
-    assert report.outputs.largest < 0.05 * report.outputs.scale  # of inference kernels
+    assert report.outputs.error < 1e-3
     assert not hasattr(merged, "peft_config") and not merged.is_loaded_in_4bit
     assert not hasattr(merged.config, "quantization_config")
 

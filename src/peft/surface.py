@@ -43,6 +43,7 @@ HOMES = {
     "methods.lora.bdlora": ["BdLoraConfig"],
     "methods.lora.config": ["LoraConfig", "LoraRuntimeConfig"],
     "methods.lora.eva": ["EvaConfig", "get_eva_state_dict", "initialize_lora_eva_weights"],
+    "methods.lora.loftq": ["LoftQConfig", "replace_lora_weights_loftq"],
     "methods.lora.loraga": ["LoraGAConfig", "preprocess_loraga"],
     "methods.lora.kasa": ["KasaConfig"],
     "methods.lora.monteclora": ["MontecloraConfig"],

@@ -99,6 +99,12 @@ class AdapterLayer(Switchable, nn.Module):
         packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
         return self.kind.canon(self.backend.unpack(base, packed))
 
+    def set_base_weight(self, W):
+        """Make a canonical W the base weight, stored as the one that it replaces."""
+        base, param = self.get_base_layer(), self.kind.param
+        old = self.backend.get(base, param)
+        self.backend.put(base, param, self.backend.pack(base, self.kind.uncanon(W), old))
+
     def readable_base(self):
         """The base layer, or where its weight holds no numbers that mean something alone, one with those it stands for.
 

@@ -315,12 +315,17 @@ class _Probe:
                 state.active, state.enabled = kept
 
     def _outputs(self, model):
-        training = model.training
+        """Without dropout; quantized layers as in training, where their libraries do not round activations too."""
+        modes = [(m, m.training) for m in model.modules()]
         try:
             model.eval()
+            for module, _ in modes:
+                if quant.find(module).name:
+                    module.training = True
             out = model(**self.inputs) if isinstance(self.inputs, dict) else model(self.inputs)
         finally:
-            model.train(training)
+            for module, mode in modes:
+                module.training = mode
         out = getattr(out, "logits", out)
         out = out if isinstance(out, torch.Tensor) else getattr(out, "last_hidden_state", None)
         if out is None:

@@ -12,9 +12,9 @@ class OfKind(type):
     layer with one active adapter. Classes derived from it are ordinary ones that start the same way.
     """
 
-    def __new__(meta, name, bases, namespace, kind=None, spatial=None, backend="", config=None):
-        if kind is not None:
-            rule = kind, spatial, backend
+    def __new__(meta, name, bases, namespace, rule=None, config=None):
+        """rule: (name of the kind, spatial dimensions or None, name of the backend)."""
+        if rule is not None:
             namespace = {**namespace, "rule": rule, "config_cls": config, "__init__": _start}
         return super().__new__(meta, name, bases, namespace)
 

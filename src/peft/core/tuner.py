@@ -5,7 +5,7 @@ import warnings
 from torch import nn
 
 from peft import quant
-from peft.core import extras, match, merging, shared
+from peft.core import extras, match, shared
 from peft.core.layer import AdapterLayer
 from peft.core.state import AdapterState
 from peft.core.wrappers import AuxiliaryTrainingWrapper
@@ -373,6 +373,8 @@ class Tuner(nn.Module):
 
         how: target, verify and others, for quantized bases and for proof: see `core.merging.merge_and_unload`.
         """
+        from peft.core import merging
+
         return merging.merge_and_unload(self, safe_merge, adapter_names, **how)
 
     def unload(self):

@@ -14,7 +14,6 @@ class Awq(ForwardOnly):
     (groups, out). So it is in the layers whose names say GEMM; others have orders of their own."""
 
     name = "awq"
-    library = "gptqmodel"
     title = "AWQ"
 
     @staticmethod
@@ -29,8 +28,6 @@ class Awq(ForwardOnly):
 
 
 class AutoAwq(Awq):
-    library = "awq"
-
     @staticmethod
     def owns(base):
         kernels = ("GEMM", "GEMV", "GEMVFast", "Marlin", "Exllama", "ExllamaV2", "IPEX")
@@ -55,3 +52,6 @@ def _ordered(words, bits):
     if bits != 4:
         return codes
     return codes.unflatten(-1, (-1, 8))[..., torch.tensor(ORDER, device=words.device)].flatten(-2)
+
+
+BACKENDS = [Awq, AutoAwq]

@@ -31,7 +31,6 @@ class Plain:
     """
 
     name = ""  # "" means float
-    library = ""  # the module without which there are no layers of it
     lossy = False  # True: what `pack` makes of a weight rounds it, so that a merge may lose a small update
     hooks: tuple = ()  # forward hooks of ours on `base`, with which it still is nothing but its matrix product
 
@@ -89,3 +88,6 @@ class Plain:
         None: only the library's own forward is right, or better, for this layer and input.
         """
         return None
+
+
+PLAIN = Plain()

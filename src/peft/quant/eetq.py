@@ -8,7 +8,6 @@ class Eetq(ForwardOnly):
     """weight (in, out) int8, weight_scales (out,) float16. Only the kernel knows the order of the bytes."""
 
     name = "eetq"
-    library = "transformers.integrations.eetq"
     title = "EETQ"
     codes, scales = "weight", "weight_scales"
 
@@ -23,8 +22,9 @@ class Eetq(ForwardOnly):
 class OwnEetq(Eetq):
     """The layers of the package itself, older than those of transformers 5."""
 
-    library = "eetq"
-
     @staticmethod
     def owns(base):
         return isinstance(base, loaded("eetq", "EetqLinear") + loaded("eetq.modules", "EetqLinear"))
+
+
+BACKENDS = [Eetq, OwnEetq]

@@ -11,7 +11,6 @@ class Gguf(Plain):
     """Packed: the blocks, weight (out, bytes of a row) uint8. What the package gguf can quantize can be packed."""
 
     name = "gguf"
-    library = "transformers.integrations.gguf.utils"
     lossy = True
 
     @staticmethod
@@ -42,3 +41,6 @@ class Gguf(Plain):
 
     def detach(self, base):
         straight.detach(base)
+
+
+BACKENDS = [Gguf]

@@ -11,7 +11,7 @@ PLAIN_KERNELS = ("cuda", "cuda_old", "triton")  # of auto-gptq; others reorder w
 class GptqModel(ForwardOnly):
     """A layer of gptqmodel in a format that has no backend of its own."""
 
-    name = library = "gptqmodel"
+    name = "gptqmodel"
     title = "gptqmodel's"
 
     @staticmethod
@@ -31,7 +31,6 @@ class Gptq(ForwardOnly):
     (groups, out), and g_idx (in,), the group of each input."""
 
     name = "gptq"
-    library = "gptqmodel"
     title = "GPTQ"
 
     @staticmethod
@@ -43,8 +42,6 @@ class Gptq(ForwardOnly):
 
 
 class AutoGptq(Gptq):
-    library = "auto_gptq"
-
     @staticmethod
     def owns(base):
         return isinstance(base, _auto_gptq(*PLAIN_KERNELS, "exllama", "exllamav2"))
@@ -76,3 +73,6 @@ def unpacked(words, bits):
     places = torch.arange(32, dtype=torch.int32, device=words.device)
     stream = ((words[..., None] >> places) & 1).flatten(-2).unflatten(-1, (-1, bits))  # (rows, codes, bits)
     return (stream << places[:bits]).sum(-1, dtype=torch.int32)
+
+
+BACKENDS = [Gptq, AutoGptq, GptqModel]  # the last takes what is left

@@ -9,7 +9,7 @@ from peft.quant.backend import Plain, loaded
 class Hqq(Plain):
     """Packed: {"W_q": the codes} and all that is needed to read them, which HQQLinear keeps in `meta`."""
 
-    name = library = "hqq"
+    name = "hqq"
     lossy = True
 
     @staticmethod
@@ -46,3 +46,6 @@ def _quantizer():
     from hqq.core.quantize import Quantizer
 
     return Quantizer
+
+
+BACKENDS = [Hqq]

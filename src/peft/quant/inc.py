@@ -10,7 +10,6 @@ class Inc(ForwardOnly):
     """A WeightOnlyLinear, which can give out its weight itself."""
 
     name = "inc"
-    library = "neural_compressor"
     title = "Intel neural compressor"
 
     @staticmethod
@@ -25,7 +24,6 @@ class IncFloat8(ForwardOnly):
     """A linear layer patched for float8: weight (in, out), quantized together with its inputs."""
 
     name = "inc"
-    library = "neural_compressor"
     title = "Intel neural compressor"
     codes = "weight"
 
@@ -37,3 +35,6 @@ class IncFloat8(ForwardOnly):
     def placement(self, base, param):
         device, dtype = Plain.placement(self, base, "weight")
         return device, torch.bfloat16 if dtype.itemsize == 1 else dtype  # there is no arithmetic in float8
+
+
+BACKENDS = [Inc, IncFloat8]

@@ -11,7 +11,6 @@ class Quanto(Plain):
     """Packed: the tensor. Before a layer is frozen its weight is float, and it quantizes that in each forward."""
 
     name = "quanto"
-    library = "optimum.quanto"
     lossy = True
 
     @staticmethod
@@ -25,3 +24,6 @@ class Quanto(Plain):
         thawed = copy.copy(base)
         thawed.__dict__["_parameters"] = {**base._parameters, "weight": nn.Parameter(W.to(old.dtype), False)}
         return nn.Parameter(thawed.qweight.detach(), requires_grad=False)  # with the layer's own settings
+
+
+BACKENDS = [Quanto]

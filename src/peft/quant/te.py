@@ -10,7 +10,6 @@ class TransformerEngine(ForwardOnly):
     """A float weight is merged into like any other; one that the library quantized gives out its values only."""
 
     name = "te"
-    library = "transformer_engine"
     title = "TransformerEngine"
     codes = "weight"
 
@@ -30,3 +29,6 @@ class TransformerEngine(ForwardOnly):
 
     def placement(self, base, param):
         return base.weight.device, base.weight.dtype
+
+
+BACKENDS = [TransformerEngine]

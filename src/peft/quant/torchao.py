@@ -10,7 +10,7 @@ from peft.quant.backend import Plain, loaded, unwritable
 class TorchAo(Plain):
     """Packed: the tensor. Its class and settings say how to make another one; some classes cannot be made so."""
 
-    name = library = "torchao"
+    name = "torchao"
     lossy = True
 
     @staticmethod
@@ -110,3 +110,6 @@ REPACKED = {
     "Int4OpaqueTensor": _int4,
     "NF4Tensor": _nf4,
 }
+
+
+BACKENDS = [TorchAo]

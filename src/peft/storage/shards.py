@@ -11,16 +11,17 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 
 
 class Shards:
-    """A checkpoint folder, or a hub repository, which is downloaded if need be.
+    """A checkpoint folder, one safetensors file, or a hub repository, which is downloaded if need be.
 
     files {file name: the keys of its tensors}, from the files' own headers
     """
 
     def __init__(self, source, **hub_options):
-        self.source = os.fspath(source)
-        self.folder = Path(source) if os.path.isdir(source) else _download(self.source, hub_options)
+        self.source, file = os.fspath(source), os.path.isfile(source)
+        where = os.path.dirname(self.source) if file else self.source
+        self.folder = Path(where) if os.path.isdir(where or ".") else _download(self.source, hub_options)
         self.files = {}
-        for name in self._names():
+        for name in [os.path.basename(self.source)] if file else self._names():
             with self.open(name) as file:
                 self.files[name] = list(file.keys())
         self.file_of = {key: name for name, keys in self.files.items() for key in keys}

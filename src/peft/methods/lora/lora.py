@@ -11,7 +11,7 @@ from peft.core.adapter import Additive, Derived, Mod, Param, Slot, Val, dropout_
 from peft.core.defaults import LORA_TARGETS
 from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
-from peft.errors import ConfigError
+from peft.errors import ConfigError, PeftWarning
 from peft.methods.lora import inits
 from peft.methods.lora.config import LoraConfig
 from peft.ops import lowrank
@@ -52,6 +52,7 @@ class Lora(Additive):
     base_norms = (None, None)
     twin = None  # the embedding's adapter whose factors this one, on the tied head, reads transposed
     mode = True
+    loftq_start = None  # (A0, B0), from `derive` until `reset`
 
     # -- making --------------------------------------------------------------------------------------------------
     @classmethod
@@ -104,6 +105,11 @@ class Lora(Additive):
     def derive(self, c):
         if self.mode in (True, False) or self.layer.base_layer is None:
             return
+        if self.mode == "loftq":
+            from peft.methods.lora import loftq
+
+            self.loftq_start = loftq.start(self, c)
+            return
         W = self.base_weight()
         if self.mode in inits.FROM_DATA:
             start = inits.from_data(self.mode, self.base, W.float(), self.r, self.scaling, c)
@@ -118,6 +124,18 @@ class Lora(Additive):
         if self.lora_start_A is not None:
             A.copy_(self.lora_start_A)
             B.copy_(self.lora_start_B)
+        elif self.loftq_start is not None:
+            A.copy_(self.loftq_start[0])
+            B.copy_(self.loftq_start[1])
+            self.loftq_start = None
+        elif self.mode == "loftq":
+            warnings.warn(
+                f"{self.key} is quantized already, so A and B start as usual. replace_lora_weights_loftq(model) sets "
+                "them to what the quantization took away.",
+                PeftWarning,
+                stacklevel=8,
+            )
+            inits.initialise(True, A, B, self.base_weight, c)
         elif self.mode in inits.FROM_DATA:
             raise ConfigError(
                 f"init_lora_weights={self.mode!r} starts {self.key} from data, but none was collected for it. Call "
