@@ -182,3 +182,12 @@ def test_without_autocast_adapters_have_the_compute_dtype():
     base = nn.Sequential(four_bit(64, 32, dtype=torch.float16, compute=torch.bfloat16))
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["0"]), autocast_adapter_dtype=False)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.bfloat16}
+
+
+def test_upstreams_layer_classes():
+    from peft.tuners import lora
+    from peft.tuners.lora.bnb import Linear4bit, Linear8bitLt
+
+    model = model_of(four_bit(64, 64), bnb_8bit(nn.Linear(64, 64)), nn.Linear(64, 64), targets="012")
+    found = [[isinstance(m, c) for c in (Linear4bit, Linear8bitLt, lora.Linear)] for m in model.base_model.model]
+    assert found == [[True, False, False], [False, True, False], [False, False, True]]

@@ -22,14 +22,14 @@ LATER = {
     name
     for names in {
         "LoRA variants and data-driven initialisations": """
-             LoftQConfig WaveFTConfig WaveFTModel   
-             replace_lora_weights_loftq""",
+             WaveFTConfig WaveFTModel""",
         "caches of transformers before 4.54": "bloom_model_postprocess_past_key_value",
     }.values()
     for name in names.split()
 }
 
 HERE = """
+LoftQConfig replace_lora_weights_loftq
 AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel ArrowConfig AutoPeftModel
 AutoPeftModelForCausalLM AutoPeftModelForFeatureExtraction AutoPeftModelForQuestionAnswering AutoPeftModelForSeq2SeqLM
 AutoPeftModelForSequenceClassification AutoPeftModelForTokenClassification BOFTConfig BOFTModel BdLoraConfig
@@ -58,8 +58,8 @@ set_peft_model_state_dict shift_tokens_right
 
 # What upstream does not have.
 OURS = """
-Average BottleneckConfig BottleneckModel FusionConfig FusionModel Parallel PeftStackedModel ReftConfig ReftModel Split
-Stack
+Average BottleneckConfig BottleneckModel FusionConfig FusionModel MergeReport Parallel PeftStackedModel ReftConfig
+ReftModel Split Stack save_merged
 """
 
 # What transformers 5.24, TRL 1.16, diffusers 0.42 and accelerate 1.15 import.

@@ -91,6 +91,10 @@ class Adapter:
         """The dtype that the base layer computes in, however it is stored."""
         return self.kind.placement(self.base, self.layer.backend)[1]
 
+    @property
+    def base_device(self):
+        return self.kind.placement(self.base, self.layer.backend)[0]
+
     def base_weight(self):
         """The pristine base weight, also while merged."""
         return self.layer.base_weight()

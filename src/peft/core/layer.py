@@ -101,6 +101,12 @@ class AdapterLayer(Switchable, Scalable, nn.Module):
         packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
         return self.kind.canon(self.backend.unpack(base, packed))
 
+    def set_base_weight(self, W):
+        """Make a canonical W the base weight, stored as the one that it replaces."""
+        base, param = self.get_base_layer(), self.kind.param
+        old = self.backend.get(base, param)
+        self.backend.put(base, param, self.backend.pack(base, self.kind.uncanon(W), old))
+
     def readable_base(self):
         """The base layer, or where its weight holds no numbers that mean something alone, one with those it stands for.
 
@@ -298,22 +304,20 @@ class AdapterLayer(Switchable, Scalable, nn.Module):
         packed, bias = backend.get(base, param), getattr(base, "bias", None)
         with torch.no_grad():
             W, W0 = self.kind.canon(backend.unpack(base, packed)), self.base_weight()
-            if adapter.parallel and self._undo:
+            if backend.lossy and self._undo:  # all from the pristine weight, so that it is rounded only once
+                merged = self.adapted_weight([*(self.adapters[n] for n in self.merged_adapters), adapter], W0)
+            elif adapter.parallel and self._undo:
                 merged = W.float() + adapter.delta(W0.float())
             else:
                 merged = self.adapted_weight([adapter], W)
             new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
             merged = merged.to(W.dtype)
-            if not_finite(merged) and (safe_merge or not not_finite(W)):
-                raise MergeError(
-                    f"NaNs detected in the merged weights. The adapter {adapter.name} seems to be broken: merging it "
-                    f"into {adapter.key or type(base).__name__} gives values that are not finite."
-                )
+            check_finite(merged, W, safe_merge, adapter.name, adapter.key or type(base).__name__)
             new_packed = backend.pack(base, self.kind.uncanon(merged), packed)
         backend.put(base, param, new_packed)
         if new_bias is not None and new_bias is not bias and (bias is None or new_bias.data_ptr() != bias.data_ptr()):
             dtype = merged.dtype if bias is None else bias.dtype
-            base._parameters["bias"] = nn.Parameter(new_bias.to(dtype), requires_grad=False)
+            _set_bias(base, nn.Parameter(new_bias.to(dtype), requires_grad=False))
         return packed, bias
 
     def put_back_weight(self, packed, bias):
@@ -321,7 +325,7 @@ class AdapterLayer(Switchable, Scalable, nn.Module):
         base = self.get_base_layer()
         self.backend.put(base, self.kind.param, packed)
         if getattr(base, "bias", None) is not bias:
-            base._parameters["bias"] = bias
+            _set_bias(base, bias)
 
     def _mergeable(self, names):
         names = self.state.active if names is None else names
@@ -382,11 +386,25 @@ def _check_kind(kind, base, adapter_cls):
         )
 
 
+def check_finite(merged, W, safe_merge, name, where):
+    """Raise MergeError where merging adapter `name` into W gives infinity or NaN (safe_merge: also if W had them)."""
+    if not_finite(merged) and (safe_merge or not not_finite(W)):
+        raise MergeError(
+            f"NaNs detected in the merged weights. The adapter {name} seems to be broken: merging it into {where} "
+            "gives values that are not finite."
+        )
+
+
 def _moved(kept, fn):
     """What a merge has put aside after `fn`; what a quantization library keeps moves with that library's own means."""
     if isinstance(kept, dict):
-        return {k: _moved(t, fn) if isinstance(t, nn.Parameter) else fn(t) for k, t in kept.items()}
+        return {k: fn(t) if type(t) is torch.Tensor else _moved(t, fn) for k, t in kept.items()}
     return nn.Parameter(fn(kept.data), kept.requires_grad) if type(kept) is nn.Parameter else kept
+
+
+def _set_bias(base, bias):
+    """Replace the bias where the layer keeps it: some quantized layers have it in a plain attribute."""
+    (base.__dict__ if "bias" in base.__dict__ else base._parameters)["bias"] = bias
 
 
 def _to_eval(module):

@@ -5,6 +5,7 @@ import warnings
 
 from torch import nn
 
+from peft import quant
 from peft.core.defaults import BLOCK_LISTS
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper
@@ -215,7 +216,7 @@ def all_linear(model, task_type=None):
     for key, _, module in walk(model):
         while isinstance(module, AdapterLayer):
             module = module._modules["base_layer"]
-        if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or quant.find(module).name):
             continue
         if (output is not None and module is output) or (heads and key.rpartition(".")[2] in heads):
             skip.add(key)

@@ -334,15 +334,7 @@ class Tuner(nn.Module):
         Costs a copy of each merged weight while merged. Raises MergeError where the result would not be finite;
         whatever was merged by this call is then undone.
         """
-        if isinstance(adapter_names, str):
-            raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
-        if self.state.block is not None and adapter_names is None:
-            raise MergeError(
-                f"What {self.state.block!r} does is not put into the weights. Name adapters in adapter_names to merge "
-                "one after the other, or make one of them first with add_weighted_adapter."
-            )
-        if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
-            raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
+        self.check_mergeable(adapter_names)
         done = []
         try:
             for layer in self._innermost_first():
@@ -353,6 +345,18 @@ class Tuner(nn.Module):
                 if len(layer.merged_adapters) > before:
                     layer.unmerge(keep=before)
             raise
+
+    def check_mergeable(self, adapter_names):
+        """Raise where these are no names of adapters, or None while adapters act in a composition."""
+        if isinstance(adapter_names, str):
+            raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
+        if self.state.block is not None and adapter_names is None:
+            raise MergeError(
+                f"What {self.state.block!r} does is not put into the weights. Name adapters in adapter_names to merge "
+                "one after the other, or make one of them first with add_weighted_adapter."
+            )
+        if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
+            raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
 
     def _innermost_first(self):
         """An outer wrapper acts on what the inner one made."""
@@ -366,20 +370,22 @@ class Tuner(nn.Module):
             if layer.merged:
                 layer.unmerge()
 
-    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None):
-        """The base model with the adapters in its weights; this object is used up."""
-        self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        for layer in self._innermost_first():
-            layer.forget_merge()
-        chosen = self.state.active if adapter_names is None else adapter_names
-        return self._dismantle(lambda wrapper: extras.merged_module(wrapper, chosen))
+    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None, **how):
+        """The base model with the adapters in its weights; this object is used up.
+
+        how: target, verify and others, for quantized bases and for proof: see `core.merging.merge_and_unload`.
+        """
+        from peft.core import merging
+
+        return merging.merge_and_unload(self, safe_merge, adapter_names, **how)
 
     def unload(self):
         """The base model as it was before any adapter."""
         self.unmerge_adapter()
-        return self._dismantle(lambda wrapper: wrapper.original_module)
+        return self.dismantle(lambda wrapper: wrapper.original_module)
 
-    def _dismantle(self, choose):
+    def dismantle(self, choose):
+        """The base model without any wrapper; `choose` says what stays of a module that is trained whole."""
         for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
             self._unwrap(path, layer)
         for path, wrapper in self.extras.items():

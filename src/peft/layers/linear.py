@@ -82,6 +82,18 @@ class Conv1D(Linear):
         return W.T
 
 
+class Eetq(Linear):
+    """transformers' EetqLinear, which says its widths by nothing but its int8 weight (in, out)."""
+
+    @staticmethod
+    def owns(base):
+        return type(base).__name__ == "EetqLinear" and not hasattr(base, "in_features")
+
+    def shape(self, base):
+        inp, out = base.weight.shape
+        return out, inp
+
+
 def linear(inp, out, bias, **where):
     """An nn.Linear whose parameters are uninitialised memory."""
     return bare(

@@ -95,7 +95,7 @@ class TinyLora(Additive):
     def derive(self, c):
         generator = torch.Generator().manual_seed(c.projection_seed + self.places_of[self.key][0])
         P = torch.normal(0.0, self.r**-0.5, (c.u, self.r, self.r), generator=generator)
-        self.tinylora_P = P.to(self.base.weight.device)
+        self.tinylora_P = P.to(self.base_device)
 
     def reset(self, c):
         W = self.base_weight().float()

@@ -81,7 +81,7 @@ class UniLora(Factored):
             self.unilora_dropout = nn.Dropout(c.unilora_dropout)
 
     def derive(self, c):
-        device, dtype = self.base.weight.device, self.base_dtype
+        device, dtype = self.base_device, self.base_dtype
         indices, scale = self.assignment[self.key], self.assignment[None]
         self.unilora_indices_A, self.unilora_indices_B = (i.to(device).clone() for i in indices)
         self.unilora_scales_A, self.unilora_scales_B = (scale[i].to(device, dtype) for i in indices)

@@ -14,6 +14,15 @@ def loaded(module, *names):
     return tuple(cls for name in names if (cls := getattr(found, name, None)) is not None)
 
 
+def unwritable(what, why):
+    """The error for a merge into a weight that nothing can quantize again."""
+    return MergeError(
+        f"{what} cannot take a merged weight: {why}. Merge into float weights instead, with merge_and_unload("
+        'target="dequantized") into those that it stands for, or target="original" into those of the unquantized '
+        "model; or use the adapter unmerged."
+    )
+
+
 class Plain:
     """Float weights. A quantized backend overrides `owns`, `unpack`, `pack` and, if need be, `get` and `put`.
 
@@ -22,7 +31,6 @@ class Plain:
     """
 
     name = ""  # "" means float
-    library = ""  # the module that defines its layers, if `attach` must see them
     lossy = False  # True: what `pack` makes of a weight rounds it, so that a merge may lose a small update
     hooks: tuple = ()  # forward hooks of ours on `base`, with which it still is nothing but its matrix product
 
@@ -80,3 +88,6 @@ class Plain:
         None: only the library's own forward is right, or better, for this layer and input.
         """
         return None
+
+
+PLAIN = Plain()

@@ -19,7 +19,6 @@ class FourBit(Plain):
     """Packed: a Params4bit, whose quant_state holds scales and shape."""
 
     name = "bnb 4bit"
-    library = "bitsandbytes"
     lossy = True
 
     @staticmethod
@@ -170,3 +169,6 @@ class EightBit(Plain):
 def _from_rows(codes, scales, dtype):
     """codes (out, in) int8 times scales (out,) / 127. By way of float32: mixed dtypes are forty times slower."""
     return codes.float().mul_((scales / 127)[:, None]).to(dtype)
+
+
+BACKENDS = [FourBit, EightBit]

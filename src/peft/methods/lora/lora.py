@@ -9,7 +9,7 @@ from torch import nn
 from peft.core import match
 from peft.core.adapter import Additive, Derived, Mod, Param, Slot, Val, dropout_rate
 from peft.core.layer import AdapterLayer
-from peft.errors import ConfigError
+from peft.errors import ConfigError, PeftWarning
 from peft.methods.lora import inits
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
@@ -48,6 +48,7 @@ class Lora(Additive):
     base_norms = (None, None)
     twin = None  # the embedding's adapter whose factors this one, on the tied head, reads transposed
     mode = True
+    loftq_start = None  # (A0, B0), from `derive` until `reset`
 
     # -- making --------------------------------------------------------------------------------------------------
     @classmethod
@@ -100,6 +101,11 @@ class Lora(Additive):
     def derive(self, c):
         if self.mode in (True, False) or self.layer.base_layer is None:
             return
+        if self.mode == "loftq":
+            from peft.methods.lora import loftq
+
+            self.loftq_start = loftq.start(self, c)
+            return
         W = self.base_weight()
         if self.mode in inits.FROM_DATA:
             start = inits.from_data(self.mode, self.base, W.float(), self.r, self.scaling, c)
@@ -114,6 +120,18 @@ class Lora(Additive):
         if self.lora_start_A is not None:
             A.copy_(self.lora_start_A)
             B.copy_(self.lora_start_B)
+        elif self.loftq_start is not None:
+            A.copy_(self.loftq_start[0])
+            B.copy_(self.loftq_start[1])
+            self.loftq_start = None
+        elif self.mode == "loftq":
+            warnings.warn(
+                f"{self.key} is quantized already, so A and B start as usual. replace_lora_weights_loftq(model) sets "
+                "them to what the quantization took away.",
+                PeftWarning,
+                stacklevel=8,
+            )
+            inits.initialise(True, A, B, self.base_weight, c)
         elif self.mode in inits.FROM_DATA:
             raise ConfigError(
                 f"init_lora_weights={self.mode!r} starts {self.key} from data, but none was collected for it. Call "
@@ -182,7 +200,7 @@ class Lora(Additive):
                 (A, A0), (B, B0) = tensors[min(keys)].chunk(2), tensors[max(keys)].chunk(2, dim=1)
                 tensors[min(keys)], tensors[max(keys)] = A, B
                 like = adapter.factors()[0]
-                device = adapter.base.weight.device
+                device = adapter.base_device
                 adapter.lora_start_A, adapter.lora_start_B = (t.to(device, like.dtype) for t in (A0, -B0))
         return tensors
 
