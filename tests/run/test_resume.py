@@ -20,7 +20,11 @@ from peft_run.train import train
 from peft_run.train.progress import Progress
 
 STEPS = 40
-FILES = ("adapter_model.safetensors", f"checkpoint-{STEPS}/optimizer.safetensors", f"checkpoint-{STEPS}/trained.safetensors")
+FILES = (
+    "adapter_model.safetensors",
+    f"checkpoint-{STEPS}/optimizer.safetensors",
+    f"checkpoint-{STEPS}/trained.safetensors",
+)
 
 
 @pytest.fixture
@@ -86,7 +90,11 @@ def test_after_a_kill_and_a_ctrl_c_the_end_is_the_same_to_the_last_bit(recipe, t
 @pytest.mark.slow
 def test_the_command_itself_killed_and_stopped(recipe, tmp_path, peft):
     assert peft("train", recipe, "output.name=whole", cwd=tmp_path).returncode == 0
-    for step, how, resume in ((9, signal.SIGKILL, []), (15, signal.SIGKILL, ["--resume"]), (22, signal.SIGINT, ["--resume"])):
+    for step, how, resume in (
+        (9, signal.SIGKILL, []),
+        (15, signal.SIGKILL, ["--resume"]),
+        (22, signal.SIGINT, ["--resume"]),
+    ):
         process = start(recipe, *resume, cwd=tmp_path)
         wait_for_step(process, tmp_path, step)
         process.send_signal(how)

@@ -91,6 +91,3 @@ class CausalLM(Task):
     def score(self, model: torch.nn.Module, batch: Batch) -> dict[str, float]:
         losses, right = self.outputs.token_losses(model, batch, count_right=True)
         return {"loss": losses.sum().item(), "units": batch["units"], "right": float(right), "asked": batch["units"]}
-
-
-TASK = CausalLM

@@ -74,6 +74,3 @@ class SequenceClassification(Task):
         loss = torch.nn.functional.cross_entropy(logits, batch["targets"], reduction="sum").item()
         right = (logits.argmax(1) == batch["targets"]).sum().item()
         return {"loss": loss, "units": batch["units"], "right": right, "asked": batch["units"]}
-
-
-TASK = SequenceClassification

@@ -157,11 +157,7 @@ class Loop:
             tuner.update_and_allocate(self.state.step)
 
     def batch(self, items: Sequence[Any], numbers: Sequence[int]) -> Batch:
-        batch = self.task.collate([items[number] for number in numbers])
-        return {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+        return moved(self.task.collate([items[number] for number in numbers]), self.device)
 
     def event(self, **values: float) -> dict[str, Any]:
         state = self.state
@@ -257,6 +253,17 @@ def score(
             for name, value in task.score(model, batch_of(items, numbers)).items():
                 sums[name] = sums.get(name, 0) + value
     return task.summary(sums)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """All tensors of a batch on a device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, dict):
+            return moved(value, device)
+        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    return {name: move(value) for name, value in batch.items()}
 
 
 def seed_everything(seed: int, step: int) -> None:
