@@ -83,6 +83,25 @@ def other_task(rows: Sequence[Row], columns: Sequence[str], mapping: dict[str, s
     return None
 
 
+USUAL = {  # kind -> the task it is usually for
+    "chat": "causal_lm",
+    "text": "causal_lm",
+    "label": "seq_cls",
+    "tags": "token_cls",
+    "span": "qa",
+    "pair": "causal_lm",
+    "preference": "dpo",
+    "rated": "kto",
+}
+
+
+def likely_task(rows: Sequence[Row], mapping: dict[str, str]) -> str:
+    """The task that rows like these are usually for; causal_lm, whose errors then say more, where none fits."""
+    columns = list(dict.fromkeys(column for row in rows[:PROBED] for column in row))
+    found = other_task(rows, columns, mapping)
+    return USUAL[found.kind] if found is not None else "causal_lm"
+
+
 def nearest_label(label: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(label, known, n=1)
     return close[0] if close else known[0]

@@ -63,6 +63,11 @@ def read_folder(folder: Path, encoding: str, sheet: str | None) -> list[Row]:
 
 def decode(path: Path, encoding: str = "auto") -> str:
     """The text of a file."""
+    return decoded(path, encoding)[0]
+
+
+def decoded(path: Path, encoding: str = "auto") -> tuple[str, str]:
+    """The text of a file, and the encoding it was found to have."""
     data = path.read_bytes()
     tried = [encoding] if encoding != "auto" else encodings(data)
     for name in tried:
@@ -74,7 +79,7 @@ def decode(path: Path, encoding: str = "auto") -> str:
             continue
         if encoding == "auto" and "\0" in text[:PROBE]:
             continue
-        return text
+        return text, name
     raise UsageError("data.encoding", path=path, tried=", ".join(tried))
 
 

@@ -1,4 +1,6 @@
-"""Preferences: which of two answers is better (DPO, arXiv 2305.18290; ORPO, 2403.07691), or whether one is (KTO, 2402.01306).
+"""Preferences: which of two answers is better (DPO, ORPO), or whether one is good (KTO).
+
+arXiv 2305.18290, 2403.07691 and 2402.01306.
 
 All three need only the log-probabilities of answers, under the model and, for DPO and KTO, under the base, which is
 the same model with its adapter off: no second model, and no logits of whole batches.
