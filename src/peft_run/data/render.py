@@ -126,7 +126,7 @@ class Renderer:
             for i in inside:
                 if not stops or i <= stops[-1]:
                     labels[i] = ids[i]
-        return Item(array("i", ids), array("i", labels))
+        return until_last_learnt(ids, labels)
 
     def pieces(self, text: str, spans: Sequence[tuple[int, int]]) -> Item:
         """As `item`, with a token boundary forced at both ends of every answer."""
@@ -139,7 +139,7 @@ class Renderer:
                 ids.extend(part)
                 labels.extend(t if learnt and i <= last else IGNORE for i, t in enumerate(part))
             done = end
-        return Item(ids, labels)
+        return until_last_learnt(ids, labels)
 
     def document(self, text: str) -> Item:
         """Plain text, all of it learnt, closed by the end token."""
@@ -163,6 +163,12 @@ class Renderer:
     def tokenizer_sha256(self) -> str:
         """Of what the tokenizer does: vocabulary, merges, normalisation; not of how a file of it is laid out."""
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def until_last_learnt(ids: Sequence[int], labels: Sequence[int]) -> Item:
+    """What comes after the last learnt token changes no loss, and would only cost time."""
+    end = next((i + 1 for i in reversed(range(len(labels))) if labels[i] != IGNORE), len(labels))
+    return Item(array("i", ids[:end]), array("i", labels[:end]))
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:

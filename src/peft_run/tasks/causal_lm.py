@@ -26,17 +26,18 @@ class CausalLM(Task):
         return self.renderer.items(sample["messages"], self.recipe.data.train_on)
 
     def overlong(self) -> str:
-        """A cut answer would teach the model not to stop, so chats are dropped; in shorten, plain text is split."""
-        return "dropped" if self.recipe.data.overlong == "auto" and not self.plain_text else super().overlong()
+        """A cut answer would teach the model not to stop, so chats are dropped; plain text goes on in the next row."""
+        if self.recipe.data.overlong == "auto":
+            return "split" if self.plain_text else "dropped"
+        return super().overlong()
 
     def encode_all(self, samples: Sequence[Sample], *rest: Any, **settings: Any) -> list[Item]:
         self.plain_text = any("text" in sample for sample in samples)
         return super().encode_all(samples, *rest, **settings)
 
     def shorten(self, item: Item) -> list[Item]:
-        """Plain text goes on in the next row; a chat loses its end."""
         step = self.max_length
-        starts = range(0, item.length, step) if self.plain_text else [0]
+        starts = range(0, item.length, step) if self.overlong() == "split" else [0]
         return [Item(item.ids[start : start + step], item.labels[start : start + step]) for start in starts]
 
     def check(self, items: Sequence[Item]) -> None:
@@ -59,7 +60,6 @@ class CausalLM(Task):
 
         rows = [item.ids for item in items]
         if self.recipe.data.packing:
-            width = sum(map(len, rows))
             batch: Batch = {
                 "input_ids": torch.tensor([[token for row in rows for token in row]]),
                 "position_ids": torch.tensor([[place for row in rows for place in range(len(row))]]),
@@ -68,8 +68,8 @@ class CausalLM(Task):
             for row in rows[:-1]:
                 starts.append(starts[-1] + len(row))
         else:
-            width = max(map(len, rows))
             batch = self.inputs(rows)
+            width = batch["input_ids"].shape[1]
             starts = [width * number for number in range(len(rows))]
         at, targets = [], []
         for start, item in zip(starts, items):

@@ -18,6 +18,10 @@ from peft_run.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
+# Batches are a multiple of this wide. GPUs multiply such shapes faster; CPUs compile and keep a kernel for every shape,
+# which with a new length in every batch took 370 MB on a model of 26M parameters in bfloat16.
+WIDTH = 8
+
 Batch = dict[str, Any]  # tensors, and under "units" the number that the loss is divided by
 
 
@@ -101,15 +105,15 @@ class Task:
         """Refuse what cannot be learnt from."""
 
     def pad(self, rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-        """(rows, longest), filled up on the right."""
+        """(rows, width), filled up on the right; see WIDTH."""
         import torch
 
-        longest = max(map(len, rows))
-        return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+        width = -(-max(map(len, rows)) // WIDTH) * WIDTH
+        return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
     def inputs(self, rows: Sequence[Sequence[int]]) -> Batch:
         """input_ids, and an attention mask where there is padding."""
         batch: Batch = {"input_ids": self.pad(rows, self.tokenizer.pad_token_id)}
-        if len({len(row) for row in rows}) > 1:
+        if any(len(row) < batch["input_ids"].shape[1] for row in rows):
             batch["attention_mask"] = self.pad([[1] * len(row) for row in rows], 0)
         return batch

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64 << 20  # of float32 logits at a time
+CHUNK_BYTES = 256 << 20  # of float32 logits at a time: a GPU is slow on small products
+CHUNK_BYTES_CPU = 16 << 20
 FEWEST = 16  # rows of a chunk, however large the vocabulary
 
 
@@ -21,7 +22,7 @@ def token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -
     if is_frozen_linear(head):
         return FrozenHead.apply(hidden, targets, head.weight, head.bias)
     # An adapted or trained head: its own gradients are needed, so its chunks are computed again in the backward.
-    rows = chunk_rows(out_features(head, hidden))
+    rows = chunk_rows(out_features(head, hidden), hidden)
     parts = [
         checkpoint(loss_of_chunk, part, wanted, head, use_reentrant=False)
         for part, wanted in zip(hidden.split(rows), targets.split(rows))
@@ -31,7 +32,7 @@ def token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -
 
 def count_right(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> int:
     """How many tokens are the likeliest one."""
-    rows = chunk_rows(out_features(head, hidden))
+    rows = chunk_rows(out_features(head, hidden), hidden)
     return sum(int((head(h).argmax(-1) == t).sum()) for h, t in zip(hidden.split(rows), targets.split(rows)))
 
 
@@ -52,8 +53,9 @@ def out_features(head: nn.Module, hidden: torch.Tensor) -> int:
     return known if known is not None else head(hidden[:1]).shape[-1]
 
 
-def chunk_rows(vocabulary: int) -> int:
-    return max(FEWEST, CHUNK_BYTES // (4 * vocabulary))
+def chunk_rows(vocabulary: int, hidden: torch.Tensor) -> int:
+    budget = CHUNK_BYTES_CPU if hidden.device.type == "cpu" else CHUNK_BYTES
+    return max(FEWEST, budget // (4 * vocabulary))
 
 
 class FrozenHead(torch.autograd.Function):
@@ -61,7 +63,7 @@ class FrozenHead(torch.autograd.Function):
     def forward(
         ctx, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        rows = chunk_rows(len(weight))
+        rows = chunk_rows(len(weight), hidden)
         needs_gradient = ctx.needs_input_grad[0]
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         gradients = torch.empty_like(hidden) if needs_gradient else None
