@@ -102,8 +102,9 @@ def lines_of(folder: Path, part: str) -> list[str]:
 def script(args: argparse.Namespace, folder: Path) -> dict:
     """What most guides show."""
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+    from peft import LoraConfig, get_peft_model
 
     before = resident_mb(peak=False)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -203,8 +204,9 @@ def figures(tokens: int, seconds: float, before: float) -> dict:
 def score(args: argparse.Namespace, folder: Path) -> dict:
     """Held-out loss per token, of the base and of both adapters, in float32 and without padding."""
     import torch
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from peft import PeftModel
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     losses = {}

@@ -16,6 +16,7 @@ from peft_run.environment import environment
 from peft_run.errors import Interrupted, RunError, UsageError
 from peft_run.interruption import interruption
 from peft_run.packages import require
+from peft_run.report import write_report
 from peft_run.run import Run
 
 if TYPE_CHECKING:
@@ -183,5 +184,7 @@ def finish(run: Run, loop: Loop, step: int, seconds: float, console: Console) ->
         "warnings": console.warnings,
     }
     run.add_metrics("train", result)
+    if loop.recipe.track.plots:
+        write_report(run, console.language)
     console("train.saved", path=run.path, step=step, seconds=seconds)
     return result
