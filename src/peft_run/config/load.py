@@ -171,9 +171,11 @@ def first_problem(error: pydantic.ValidationError) -> str:
 
 def nearest(name: str) -> str | None:
     known = [path for path, _ in fields()]
+    last = name.rpartition(".")[2]
+    if elsewhere := [path for path in known if path.rpartition(".")[2] == last]:
+        return elsewhere[0]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not close:  # right field, wrong section
-        last = name.rpartition(".")[2]
         ends = [*(path.rpartition(".")[2] for path in known), *ALIASES]
         if word := difflib.get_close_matches(last, ends, n=1, cutoff=0.75):
             close = [ALIASES.get(word[0]) or next(path for path in known if path.rpartition(".")[2] == word[0])]
