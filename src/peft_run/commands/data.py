@@ -97,7 +97,10 @@ def show(found: dict[str, Any], args: argparse.Namespace) -> None:
     line("task", task=found["task"])
     for file in found["files"]:
         mapping = ", ".join(f"{field} <- {column}" for field, column in file["mapping"].items())
-        line("file", **{**file, "mapping": mapping, "encoding": encoding(file["path"], args), "columns": len(file["columns"])})
+        line(
+            "file",
+            **{**file, "mapping": mapping, "encoding": encoding(file["path"], args), "columns": len(file["columns"])},
+        )
         if file["dropped"]:
             line("dropped", count=file["dropped"])
     line("samples", **found["samples"])

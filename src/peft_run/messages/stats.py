@@ -7,7 +7,10 @@ TABLE = {
         "zh": "{part}：{path}：{rows} 行，{columns} 列，{encoding}；格式 {format}（{mapping}）",
     },
     "stats.dropped": {"en": "  {count} rows cannot be used", "zh": "  {count} 行无法使用"},
-    "stats.samples": {"en": "samples: {train} to train on, {eval} held out", "zh": "样本：训练 {train} 条，留出 {eval} 条"},
+    "stats.samples": {
+        "en": "samples: {train} to train on, {eval} held out",
+        "zh": "样本：训练 {train} 条，留出 {eval} 条",
+    },
     "stats.labels": {"en": "labels, {part}:", "zh": "标签，{part}："},
     "stats.characters": {"en": "characters per sample, {part}: {spread}", "zh": "每条样本的字符数，{part}：{spread}"},
     "stats.tokens": {"en": "tokens per sample, {part}: {spread}", "zh": "每条样本的词元数，{part}：{spread}"},
