@@ -82,8 +82,12 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | None = None,
     base_path: str | None = None,
+    quantized: bool = True,
 ) -> Tuned:
-    """The tuned model of a finished run. Base, device and number format are those of the run unless given."""
+    """The tuned model of a finished run. Base, device and number format are those of the run unless given.
+
+    quantized=False: on the base before quantization.
+    """
     import transformers
 
     from peft import PeftModel
@@ -97,6 +101,8 @@ def load(
         recipe.model.path = os.path.abspath(base_path) if os.path.isdir(base_path) else base_path
     if device is not None:
         recipe.model.device = device
+    if not quantized:
+        recipe.model.quant = None
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(run.path), padding_side="right")
     renderer = Renderer(tokenizer)
     check_same(renderer, info, run)
