@@ -21,8 +21,6 @@ from peft.compat_table import ALIASES, rows
 LATER = {
     name
     for names in {
-        "LoRA variants and data-driven initialisations": """
-             WaveFTConfig WaveFTModel""",
         "caches of transformers before 4.54": "bloom_model_postprocess_past_key_value",
     }.values()
     for name in names.split()
@@ -47,8 +45,9 @@ PromptEncoderReparameterizationType PromptLearningConfig PromptTuningConfig Prom
 PveraConfig PveraModel RandLoraConfig RandLoraModel RoadConfig RoadModel ShadowConfig ShadowModel ShiraConfig
 ShiraModel SupertuningConfig SupertuningModel TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING TaskType
 TinyLoraConfig TinyLoraModel TrainableTokensConfig TrainableTokensModel UniLoraConfig UniLoraModel VBLoRAConfig
-VBLoRAModel VeloraConfig VeraConfig VeraModel  XLoraConfig XLoraModel
-cast_mixed_precision_params compose_cartridge_adapters convert_to_lora create_arrow_model find_kappa_target_modules
+VBLoRAModel VeloraConfig VeraConfig VeraModel WaveFTConfig WaveFTModel XLoraConfig
+XLoraModel cast_mixed_precision_params compose_cartridge_adapters convert_to_lora create_arrow_model
+find_kappa_target_modules
 get_base_model_state_dict get_eva_state_dict get_layer_status get_model_status get_peft_config get_peft_model
 get_peft_model_state_dict initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text
 initialize_lora_eva_weights inject_adapter_in_model load_peft_weights prepare_model_for_kbit_training

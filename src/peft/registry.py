@@ -56,6 +56,7 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "UNILORA": "peft.methods.unilora",
     "VBLORA": "peft.methods.vblora",
     "VERA": "peft.methods.vera",
+    "WAVEFT": "peft.methods.waveft",
     "XLORA": "peft.methods.xlora",
 }
 

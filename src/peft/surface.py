@@ -94,6 +94,7 @@ HOMES = {
     "methods.unilora": ["UniLoraConfig", "UniLoraModel"],
     "methods.vblora": ["VBLoRAConfig", "VBLoRAModel"],
     "methods.vera": ["VeraConfig", "VeraModel"],
+    "methods.waveft": ["WaveFTConfig", "WaveFTModel"],
     "methods.xlora.config": ["XLoraConfig"],
     "methods.xlora.model": ["XLoraModel"],
     "prompts.cartridge": [

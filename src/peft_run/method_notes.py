@@ -48,5 +48,6 @@ NOTES = {
     "UNILORA": ("one vector for all layers", "the smallest files with LoRA's form"),
     "VBLORA": ("mixtures of vectors from a shared bank", "very small files"),
     "VERA": ("two vectors a layer, around shared random factors", "many adapters, small files"),
+    "WAVEFT": ("a few coefficients of a wavelet transform", "personalising image models, small files"),
     "XLORA": ("how much each of several LoRAs counts, token by token", "experts that exist already"),
 }
