@@ -60,7 +60,7 @@ def bend(low):
 def test_a_symlet_is_a_daubechies_filter_of_straighter_phase(size):
     sym, db = parts(f"sym{size}")[2], parts(f"db{size}")[2]
     assert np.allclose(np.abs(np.fft.fft(sym, 256)), np.abs(np.fft.fft(db, 256)), atol=1e-12)
-    assert bend(sym) < bend(db) / 4
+    assert bend(sym) < bend(db) / 2
 
 
 # As published, to the digits that tell the choices of zeros apart.
@@ -112,7 +112,7 @@ def test_wrong_values_name_the_field(field, value, message):
 
 
 def test_more_coefficients_than_the_layer_has():
-    with pytest.raises(ConfigError, match="6 numbers"):
+    with pytest.raises(ConfigError, match="which has 6"):
         peft.get_peft_model(nn.Sequential(nn.Linear(2, 3)), peft.WaveFTConfig(target_modules=["0"], n_frequency=7))
 
 
