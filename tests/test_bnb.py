@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import needs, python
@@ -23,6 +25,16 @@ def four_bit(inp, out, double=False, dtype=torch.float32, compute=None):
     linear = nn.Linear(inp, out, dtype=dtype)
     made = bitsandbytes.nn.Linear4bit(
         inp, out, compute_dtype=compute or dtype, compress_statistics=double, quant_type="nf4"
+    )
+    made.load_state_dict(linear.state_dict())
+    return made.to("cpu")
+
+
+def four_bit_of(linear):
+    import bitsandbytes
+
+    made = bitsandbytes.nn.Linear4bit(
+        linear.in_features, linear.out_features, linear.bias is not None, torch.float32, quant_type="nf4"
     )
     made.load_state_dict(linear.state_dict())
     return made.to("cpu")
@@ -125,6 +137,43 @@ def test_a_base_that_was_used_before(double):
     model = model_of(base, init_lora_weights=True)
     assert torch.equal(model.eval()(X), y)
     torch.testing.assert_close(model.train()(X), nn.functional.linear(X, W, base.bias))
+
+
+@torch.no_grad()
+def test_copies_and_saved_models_keep_what_was_kept(tmp_path):
+    needs_rewriting()
+    model = model_of(four_bit(64, 32)).eval()
+    W = floats(model.base_model.layers["0"].get_base_layer())
+    y = model(X)  # rewrites the weight
+    torch.save(model, tmp_path / "model.pt")
+    for copied in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        base = copied.base_model.layers["0"].get_base_layer()
+        assert torch.equal(copied(X), y)
+        assert torch.equal(floats(base), W)
+        copied.train()(X)
+        assert not getattr(base.weight.quant_state, "packing_format_for_cpu", False)
+        assert torch.equal(floats(base), W)
+
+
+def test_a_soft_prompt_learns_after_an_evaluation():
+    """Its gradient flows through frozen layers only."""
+    import models
+
+    found = []
+    for evaluate in (False, True):
+        model = models.llama(hidden_size=64, intermediate_size=128, head_dim=16)
+        for block in model.model.layers:
+            block.mlp.up_proj = four_bit_of(block.mlp.up_proj)
+        config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        torch.manual_seed(0)
+        model = peft.get_peft_model(model, config)
+        ids = torch.arange(8).view(2, 4)
+        if evaluate:
+            with torch.no_grad():
+                model.eval()(input_ids=ids)
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        found.append(next(p.grad for p in model.parameters() if p.grad is not None))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_widths_that_the_kernel_does_not_take():
