@@ -58,6 +58,7 @@ ROWS = [
     Row("gguf_q8", "gguf", stand_ins.gguf("Q8_0"), packs=True),
     Row("gguf_q4_permuted", "gguf", stand_ins.gguf("Q4_0", permuted=True), packs=True),
     Row("torchao_nf4", "torchao", stand_ins.nf4, packs=True),
+    Row("torchao_int4", "torchao", stand_ins.int4, packs=True),
     Row("torchao_activations_too", "torchao", stand_ins.activations_too, kernel=0.02, packs=True),
     Row("hqq_4", "hqq", stand_ins.hqq4, packs=True),
 ]
