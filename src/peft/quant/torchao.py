@@ -35,7 +35,7 @@ class TorchAo(Plain):
         return nn.Parameter(make(W.to(old.dtype).contiguous(), old), requires_grad=False)
 
     def attach(self, base):
-        straight.attach(base, self)  # where activations are quantized too, nothing of it is differentiable
+        straight.attach(base, self)
 
     def detach(self, base):
         straight.detach(base)
