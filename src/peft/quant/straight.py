@@ -34,7 +34,7 @@ def detach(base):
 
 
 class StraightThrough(torch.autograd.Function):
-    """x (..., in), y (..., out) that a kernel made of it, a trained bias or None -> y, with the gradients of x Wᵀ + b."""
+    """x (..., in), y (..., out) that a kernel made of it, a trained bias b or None -> y, with gradients of x Wᵀ + b."""
 
     @staticmethod
     def forward(ctx, x, y, bias, base, backend):
