@@ -253,6 +253,14 @@ def nf4(linear: nn.Linear, monkeypatch) -> nn.Module:
     return linear
 
 
+def int4(linear: nn.Linear, monkeypatch) -> nn.Module:
+    """torchao's 4-bit weight for CPUs, in the order that its kernel reads."""
+    ao = pytest.importorskip("torchao.quantization")
+    config = pytest.importorskip("torchao.prototype.quantization.int4").PrototypeInt4WeightOnlyConfig
+    ao.quantize_(nn.Sequential(linear), config(group_size=32))
+    return linear
+
+
 def activations_too(linear: nn.Linear, monkeypatch) -> nn.Module:
     """torchao's int8 weight with inputs rounded to int8, whose product has no gradient."""
     ao = pytest.importorskip("torchao.quantization")

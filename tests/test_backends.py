@@ -58,6 +58,7 @@ ROWS = [
     Row("gguf_q8", "gguf", stand_ins.gguf("Q8_0"), packs=True),
     Row("gguf_q4_permuted", "gguf", stand_ins.gguf("Q4_0", permuted=True), packs=True),
     Row("torchao_nf4", "torchao", stand_ins.nf4, packs=True),
+    Row("torchao_int4", "torchao", stand_ins.int4, packs=True),
     Row("torchao_activations_too", "torchao", stand_ins.activations_too, kernel=0.02, packs=True),
     Row("hqq_4", "hqq", stand_ins.hqq4, packs=True),
 ]
@@ -255,3 +256,16 @@ def test_unknown_tensors_of_torchao(monkeypatch):
         patch.setattr("peft.quant.torchao.REPACKED", {})
         with pytest.raises(MergeError, match="Int8Tensor"):
             backend.pack(net.layer, torch.zeros(OUT, IN), net.layer.weight)
+
+
+@pytest.mark.parametrize("name", ["gptq_4", "torchao_int4", "torchao_activations_too"])
+def test_trained_biases(name, monkeypatch):
+    """The kernel's own graph, which is put aside, had their gradient."""
+    config = LoraConfig(r=4, target_modules=["layer"], bias="all")
+    net = Net(next(r for r in ROWS if r.name == name), monkeypatch)
+    if "bias" in net.layer._buffers:
+        net.layer.bias = nn.Parameter(net.layer._buffers.pop("bias"))
+    model = trained(net, config)
+    model(noise((5, 12), 9)).square().sum().backward()
+    wanted = (2 * model(noise((5, 12), 9))).sum(0)
+    torch.testing.assert_close(model.base_model.model.layer.base_layer.bias.grad, wanted)

@@ -122,7 +122,7 @@ STORAGES = [
     Storage("torchao_int4", "torchao", torchao(config="IntxWeightOnlyConfig", weight_dtype=torch.int4)),
     Storage("torchao_float8", "torchao", torchao(config="Float8WeightOnlyConfig")),
     Storage("torchao_int8_twice", "torchao", torchao(config=TWICE), tolerance=0.05, kernel=0.05, jumps=0.01),
-    Storage("hqq", "hqq", hqq(8), stores=1e-6, every=True),  # its 4-bit codes need an even number of rows
+    Storage("hqq", "hqq", hqq(8), stores=1e-6),  # its 4-bit codes need an even number of rows
     Storage("quanto_int8", "optimum.quanto", quanto("qint8"), every=True, copies=False),
     Storage("quanto_int4", "optimum.quanto", quanto("qint4"), copies=False),
 ]

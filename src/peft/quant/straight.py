@@ -1,22 +1,24 @@
-"""Gradients for kernels that have none: the float weight that the stored one stands for carries them to x.
+"""Gradients for kernels: the float weight that the stored one stands for carries them to x, whatever the kernel does.
 
-Without this, everything in front of such a layer would silently be trained on a part of its gradient.
+Some kernels have no gradient, so that everything in front of them would silently be trained on a part of its own; some
+fail in the backward pass; others keep the float weight of every layer until then. This makes it anew, for one product.
 """
 
 import torch
 
 
 class Carry:
-    """A forward hook; it does nothing where the kernel itself is differentiable."""
+    """A forward hook that puts our gradient in place of the kernel's."""
 
     def __init__(self, backend):
         self.backend = backend
 
     def __call__(self, base, args, y):
-        x = args[0]
-        if y.requires_grad or not torch.is_grad_enabled() or not x.requires_grad:
+        x, bias = args[0], getattr(base, "bias", None)
+        bias = bias if bias is not None and bias.requires_grad else None
+        if not torch.is_grad_enabled() or not (x.requires_grad or bias is not None):
             return None
-        return StraightThrough.apply(x, y, base, self.backend)
+        return StraightThrough.apply(x, y.detach(), bias, base, self.backend)
 
 
 def attach(base, backend):
@@ -32,15 +34,19 @@ def detach(base):
 
 
 class StraightThrough(torch.autograd.Function):
-    """x (..., in), y (..., out) that a kernel made of it -> y, with the gradient of x Wᵀ."""
+    """x (..., in), y (..., out) that a kernel made of it, a trained bias b or None -> y, with gradients of x Wᵀ + b."""
 
     @staticmethod
-    def forward(ctx, x, y, base, backend):
-        ctx.base, ctx.backend = base, backend
+    def forward(ctx, x, y, bias, base, backend):
+        ctx.base, ctx.backend, ctx.dtypes = base, backend, (x.dtype, None if bias is None else bias.dtype)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx, g):
-        base, backend = ctx.base, ctx.backend
-        W = backend.unpack(base, backend.get(base, "weight"))
-        return g @ W.to(g.dtype), None, None, None
+        base, backend, (x_dtype, bias_dtype) = ctx.base, ctx.backend, ctx.dtypes
+        dx = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = (g @ backend.unpack(base, backend.get(base, "weight")).to(g.dtype)).to(x_dtype)
+        if ctx.needs_input_grad[2]:
+            dbias = g.flatten(0, -2).sum(0).to(bias_dtype)
+        return dx, None, dbias, None, None

@@ -30,5 +30,10 @@ class TransformerEngine(ForwardOnly):
     def placement(self, base, param):
         return base.weight.device, base.weight.dtype
 
+    def attach(self, base):
+        """Nothing: its own gradient is computed in float8, on purpose."""
+
+    detach = attach
+
 
 BACKENDS = [TransformerEngine]

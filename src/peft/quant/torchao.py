@@ -21,11 +21,12 @@ class TorchAo(Plain):
     def unpack(self, base, packed):
         if hasattr(packed, "get_original_weight"):  # NF4
             return packed.detach().get_original_weight()
-        if hasattr(packed, "dequantize"):
+        try:
             return packed.detach().dequantize().to(packed.dtype)
-        eye = torch.eye(packed.shape[1], dtype=packed.dtype, device=packed.device)
-        with torch.no_grad():  # stored in the order that its kernel reads: that alone can tell
-            return nn.functional.linear(eye, packed.detach()).T
+        except NotImplementedError:  # stored in the order that its kernel reads: that alone can tell
+            eye = torch.eye(packed.shape[1], dtype=packed.dtype, device=packed.device)
+            with torch.no_grad():
+                return nn.functional.linear(eye, packed.detach()).T
 
     def pack(self, base, W, old):
         make = REPACKED.get(type(old).__name__)
@@ -34,7 +35,7 @@ class TorchAo(Plain):
         return nn.Parameter(make(W.to(old.dtype).contiguous(), old), requires_grad=False)
 
     def attach(self, base):
-        straight.attach(base, self)  # where activations are quantized too, nothing of it is differentiable
+        straight.attach(base, self)
 
     def detach(self, base):
         straight.detach(base)
