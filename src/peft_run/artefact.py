@@ -14,7 +14,8 @@ from peft_run import base, tasks
 from peft_run.data.render import Renderer
 from peft_run.errors import RunError
 from peft_run.run import Run
-from peft_run.train.adapter import FULL
+from peft_run.train.adapter import FULL, answer_task_ids
+from peft_run.train.adapter import settle as settle_for_method
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,9 @@ def load(
     else:
         plain = base.load_base(recipe, task.auto_class, dtype, **task.model_settings())
         settle(plain, tokenizer)
+        settle_for_method(plain, recipe)
         model = PeftModel.from_pretrained(plain, str(run.path), strict=True)
+        answer_task_ids(model)
     model.eval()
     task.prepare(model)
     return Tuned(run, recipe, model, tokenizer, renderer, task, info["labels"], info["stop_ids"], info)

@@ -22,10 +22,10 @@ def write(path, rows):
     return path
 
 
-def recipe_for(tmp_path, model, rows, **sections):
+def recipe_for(tmp_path, base, rows, /, **sections):
     data = {"train": str(write(tmp_path / "data.jsonl", rows)), **sections.pop("data", {})}
     settings = {"lr": 1e-2, "batch": 4, **sections.pop("train", {})}
-    model = {"path": str(model), "dtype": "fp32", **sections.pop("model", {})}
+    model = {"path": str(base), "dtype": "fp32", **sections.pop("model", {})}
     output = {"dir": str(tmp_path / "runs"), "name": "test"}
     return build({"model": model, "data": data, "train": settings, "output": output, **sections}, tmp_path)
 

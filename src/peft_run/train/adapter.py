@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 FULL = "FULL"
 HEADS = {"score", "classifier", "qa_outputs", "lm_head", "classification_head"}
 LORA_RANK = 16
+VIRTUAL_TOKENS = 16
 
 # Where the methods' own configs keep what the recipe calls by one name, first found first.
 FIELDS = {
-    "r": ("r", "rank", "num_virtual_tokens", "block_size"),
+    "r": ("r", "rank", "num_virtual_tokens", "adapter_len"),
     "alpha": ("lora_alpha", "alpha"),
     "dropout": ("lora_dropout", "dropout", "module_dropout"),
 }
@@ -37,9 +38,33 @@ def wrap(base: nn.Module, recipe: Recipe, task_type: str, steps: int) -> nn.Modu
         return base
     if recipe.model.quant is not None:
         prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    settle(base, recipe)
     model = get_peft_model(base, adapter_config(recipe, task_type, steps))
     keep_masters(model)
+    answer_task_ids(model)
     return model
+
+
+def settle(base: nn.Module, recipe: Recipe) -> None:
+    """What a method needs of the base before it is wrapped or loaded."""
+    if recipe.adapter.method.upper() == "XLORA":  # it weighs its experts anew in every call
+        base.config.use_cache = False
+
+
+def answer_task_ids(model: nn.Module) -> None:
+    """Poly and multitask prompts ask which task a sample is of; a recipe has one."""
+    import torch
+
+    if not any(config.peft_type in ("POLY", "MULTITASK_PROMPT_TUNING") for config in model.peft_config.values()):
+        return
+
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids = kwargs.get("input_ids")
+        if kwargs.get("task_ids") is None and ids is not None:
+            kwargs["task_ids"] = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        return args, kwargs
+
+    model.register_forward_pre_hook(add, with_kwargs=True)
 
 
 def adapter_config(recipe: Recipe, task_type: str, steps: int) -> PeftConfig:
@@ -68,6 +93,8 @@ def adapter_config(recipe: Recipe, task_type: str, steps: int) -> PeftConfig:
     if name == "LORA":
         settings.setdefault("r", LORA_RANK)
         settings.setdefault("lora_alpha", 2 * settings["r"])
+    if "num_virtual_tokens" in fields and "cpt_token_ids" not in fields:
+        settings.setdefault("num_virtual_tokens", VIRTUAL_TOKENS)
     if adapter.target != "auto":
         if "target_modules" not in fields:
             raise UsageError("adapter.no_field", method=name, field="target")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peft_run.train import checkpoint, optimizer, sentinel
+from peft_run.train import checkpoint, optimizer, schedules, sentinel
 from peft_run.train.adapter import trained
 from peft_run.train.sampler import Sampler, by_length
 
@@ -61,6 +61,7 @@ class Loop:
         held_out: Sequence[Any],
         *,
         dtype: torch.dtype,
+        added: dict[str, torch.Tensor],
         console: Console,
     ) -> None:
         self.run, self.recipe, self.task, self.model, self.console = run, recipe, task, model, console
@@ -80,7 +81,7 @@ class Loop:
         self.parameters = trained(model)
         self.optimizer = optimizer.make(self.parameters, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.added: dict[str, torch.Tensor] = {}  # tensors of the method that are not trained but change
+        self.added = added  # tensors of the method that are not trained, but may change
         self.state = State()
         self.first = True
 
@@ -134,6 +135,8 @@ class Loop:
             sentinel.check_loss(value, state.step + 1, self.model, again)
             self.scaler.scale(part).backward()
             loss += value
+        if (penalty := schedules.penalty(self.model)) is not None:
+            self.scaler.scale(penalty).backward()
         self.scaler.unscale_(self.optimizer)
         if self.first:
             sentinel.check_first_step(loss, self.model, self.console)
@@ -141,7 +144,7 @@ class Loop:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip or float("inf")).item()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.after_step()
+        schedules.after_step(self.model, state.step)
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens += sum(batch["tokens"] for batch in batches)
@@ -149,12 +152,6 @@ class Loop:
         if state.step % self.recipe.track.log_every == 0 or state.step in (1, self.total):
             self.run.log(**event)
         return event
-
-    def after_step(self) -> None:
-        """Methods with a schedule of their own count the steps: AdaLoRA's and AdaMSS's budget."""
-        tuner = getattr(self.model, "base_model", None)
-        if hasattr(type(tuner), "update_and_allocate"):
-            tuner.update_and_allocate(self.state.step)
 
     def batch(self, items: Sequence[Any], numbers: Sequence[int]) -> Batch:
         return moved(self.task.collate([items[number] for number in numbers]), self.device)
@@ -204,7 +201,7 @@ class Loop:
         if self.scaler.is_enabled():
             state.scaler = self.scaler.state_dict()
         tensors, values = optimizer.state_of(self.optimizer, self.parameters)
-        tensors_of_model = {**self.parameters, **self.added}
+        tensors_of_model = {**self.parameters, **self.added, **schedules.state_of(self.model)}
         checkpoint.save(self.run, state.step, tensors_of_model, tensors, {**asdict(state), "optimizer": values})
         always = [state.best_step] if state.best_step is not None and self.recipe.train.keep == "best" else []
         checkpoint.prune(self.run, self.recipe.train.save_total_limit, always)
@@ -214,6 +211,7 @@ class Loop:
         tensors, of_optimizer, state = checkpoint.load(folder)
         values = state.pop("optimizer")
         self.put(tensors)
+        schedules.restore(self.model, tensors)
         optimizer.restore(self.optimizer, self.parameters, of_optimizer, values)
         self.state = State(**state)
         if self.state.scaler:

@@ -46,6 +46,7 @@ def train(run: Run, recipe: Recipe, console: Console | None = None, *, resume: b
 
 def work(run: Run, recipe: Recipe, console: Console, resume: bool) -> dict[str, Any]:
     from peft_run.train import checkpoint
+    from peft_run.train.loop import Loop
     from peft_run.train.progress import progress
 
     start = time.monotonic()
@@ -58,9 +59,10 @@ def work(run: Run, recipe: Recipe, console: Console, resume: bool) -> dict[str, 
     task = make_task(recipe, dataset.labels)
     items = task.encode_all(dataset.train, console)
     held_out = task.encode_all(dataset.eval, console, training=False)
-    model, dtype = make_model(run, recipe, task, len(items), console, resume)
+    model, dtype, added = make_model(run, recipe, task, len(items), console, resume)
     record(run, recipe, dataset, dtype, resume)
-    loop = make_loop(run, recipe, task, model, items, held_out, dtype, console)
+    task.prepare(model)
+    loop = Loop(run, recipe, task, model, items, held_out, dtype=dtype, added=added, console=console)
     if resume and (folder := checkpoint.newest(run, console)) is not None:
         loop.resume(folder)
         console("train.resumed", step=loop.state.step)
@@ -81,8 +83,8 @@ def make_task(recipe: Recipe, labels: list[str]) -> Task:
 
 def make_model(
     run: Run, recipe: Recipe, task: Task, samples: int, console: Console, resume: bool
-) -> tuple[nn.Module, torch.dtype]:
-    """The wrapped model, and the number format of its base: on a resume the same as before."""
+) -> tuple[nn.Module, torch.dtype, dict[str, torch.Tensor]]:
+    """The wrapped model, the number format of its base (on a resume the same as before), and the method's buffers."""
     import math
 
     import torch
@@ -101,28 +103,21 @@ def make_model(
     steps = total_steps(recipe, math.ceil(math.ceil(samples / recipe.train.batch) / recipe.train.accumulate))
     own = {id(tensor) for tensor in (*plain.parameters(), *plain.buffers())}
     model = adapter.wrap(plain, recipe, task.peft_type, steps)
-    model.added_buffers = {n: b for n, b in model.named_buffers() if id(b) not in own and b.is_floating_point()}
+    added = {n: b for n, b in model.named_buffers() if id(b) not in own and b.is_floating_point()}
     if recipe.train.grad_checkpoint:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model)
         model.enable_input_require_grads()
     console("train.model", base=recipe.model.path, dtype=str(dtype).removeprefix("torch."), device=device)
-    return model, dtype
+    return model, dtype, added
 
 
-def make_loop(
-    run: Run,
-    recipe: Recipe,
-    task: Task,
-    model: nn.Module,
-    items: list[Any],
-    held_out: list[Any],
-    dtype: torch.dtype,
-    console: Console,
-) -> Loop:
-    from peft_run.train.loop import Loop
-
-    task.prepare(model)
-    return Loop(run, recipe, task, model, items, held_out, dtype=dtype, console=console)
+def checkpoint_activations(model: nn.Module) -> None:
+    """Under the newer name where it is there: the older one goes in transformers 6."""
+    how = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
 def record(run: Run, recipe: Recipe, dataset: Dataset, dtype: torch.dtype, resume: bool) -> None:
