@@ -47,7 +47,7 @@ class Console(Say):
             finally:
                 self.copy = None
 
-    def warn(self, key: str, **values: object) -> None:
+    def warn(self, key: str, /, **values: object) -> None:
         """Something that the user should know, also with --quiet. It is kept for the report."""
         text = self.text(key, **values)
         if text not in self.warnings:

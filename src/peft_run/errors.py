@@ -22,7 +22,7 @@ class RunError(Exception):
 
     exit_code = 1
 
-    def __init__(self, text: str, **values: object) -> None:
+    def __init__(self, text: str, /, **values: object) -> None:
         super().__init__(text)
         self.key, self.values = text, values
 

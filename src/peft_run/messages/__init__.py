@@ -15,7 +15,7 @@ LANGUAGES = ("en", "zh")
 KEY = re.compile(r"([a-z_]+)\.[a-z0-9_]+")
 
 
-def sentence(key: str, language: str, **values: object) -> str:
+def sentence(key: str, language: str, /, **values: object) -> str:
     """The sentence of `key`, filled in. What is no key is a sentence already and comes back as it is."""
     topic = KEY.fullmatch(key)
     if topic is None:
@@ -31,10 +31,10 @@ class Say:
         self.language = language
         self.tell = tell
 
-    def text(self, key: str, **values: object) -> str:
+    def text(self, key: str, /, **values: object) -> str:
         return sentence(key, self.language, **values)
 
-    def __call__(self, key: str, **values: object) -> None:
+    def __call__(self, key: str, /, **values: object) -> None:
         self.tell(self.text(key, **values))
 
 
