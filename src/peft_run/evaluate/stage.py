@@ -6,19 +6,19 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from peft_run import artefact, judges
+from peft_run import judges
 from peft_run.config import Recipe
 from peft_run.console import Console, silent
 from peft_run.data.dataset import key_of, load_dataset, load_test
 from peft_run.errors import RunError, UsageError
 from peft_run.evaluate import forgetting, report, results
+from peft_run.evaluate.changes import load_tuned
 from peft_run.evaluate.sides import HEADS, UNTRAINED, Sides
 from peft_run.packages import require
 from peft_run.run import Run
 from peft_run.waiting import counted
 
 if TYPE_CHECKING:
-    from peft_run.artefact import Tuned
     from peft_run.data.formats import Sample
     from peft_run.judges.judge import Judge, Seen
 
@@ -45,7 +45,7 @@ def work(run: Run, recipe: Recipe, console: Console, wanted: Sequence[str]) -> d
         import torch
 
         torch.set_num_threads(recipe.train.threads)
-    tuned = load(run, recipe)
+    tuned = load_tuned(run, recipe)
     samples, source = samples_of(recipe, tuned.labels)
     notes = remarks(recipe, samples, source, console)
     texts = forgetting.texts_of(recipe) if tuned.recipe.task not in (*HEADS, "seq2seq") else {}
@@ -73,16 +73,6 @@ def work(run: Run, recipe: Recipe, console: Console, wanted: Sequence[str]) -> d
     report.write(run, result, found, console)
     run.add_metrics(STAGE, result)
     return result
-
-
-def load(run: Run, recipe: Recipe) -> Tuned:
-    """The tuned model. A base with a new output layer gets the one that training began with."""
-    from peft_run.train.loop import seed_everything
-
-    seed_everything(recipe.train.seed, -1)
-    changed = recipe.model.path != run.recipe.model.path
-    path = str(recipe.at(recipe.model.path)) if changed and recipe.at(recipe.model.path).is_dir() else None
-    return artefact.load(run, device=recipe.model.device, base_path=path or (recipe.model.path if changed else None))
 
 
 def samples_of(recipe: Recipe, labels: list[str]) -> tuple[list[Sample], str]:

@@ -27,20 +27,19 @@ class ChatJudge(Judge):
         self.measures = (*losses, *(self.writing.measures if any(self.prompts) else ()))
 
     def encode(self) -> list[list[Any]]:
-        """Samples without an answer, which are only to be answered, have nothing to score."""
-        asked = [s for s in self.samples if "text" in s or any(m["role"] == "assistant" for m in s["messages"])]
-        return super().encode() if len(asked) == len(self.samples) else [[] for _ in self.samples]
+        """Samples that are only to be answered have nothing to score."""
+        return [[] for _ in self.samples] if any("ask" in sample for sample in self.samples) else super().encode()
 
-    def turn(self, sample: dict[str, Any]) -> int | None:
-        """The place of the answer that is asked for: the last one's, or the end."""
-        turns = [i for i, message in enumerate(sample["messages"]) if message["role"] == "assistant"]
-        return turns[-1] if turns else None
+    def turn(self, sample: dict[str, Any]) -> int:
+        """The place of the answer that is asked for: the last one's."""
+        return max(i for i, message in enumerate(sample["messages"]) if message["role"] == "assistant")
 
     def ask(self, sample: dict[str, Any]) -> list[int]:
-        """The tokens to answer to; none for plain text, which asks nothing."""
+        """The tokens to answer to, or to go on from; none for plain text that is only scored."""
         if "text" in sample:
             return []
-        return self.tuned.renderer.prompt(sample["messages"][: self.turn(sample)])
+        asked = sample["ask"] if "ask" in sample else sample["messages"][: self.turn(sample)]
+        return self.tokenizer(asked)["input_ids"] if isinstance(asked, str) else self.tuned.renderer.prompt(asked)
 
     def fit(self) -> None:
         """A prompt must leave room for its answer; what is too much goes at the front."""
@@ -53,7 +52,7 @@ class ChatJudge(Judge):
 
     def prompt(self, number: int) -> str:
         sample = self.samples[number]
-        if "text" in sample:
+        if "messages" not in sample:
             return sample["text"]
         messages = sample["messages"][: self.turn(sample)]
         if len(messages) == 1:
@@ -62,8 +61,7 @@ class ChatJudge(Judge):
 
     def reference(self, number: int) -> str | None:
         sample = self.samples[number]
-        turn = None if "text" in sample else self.turn(sample)
-        return None if turn is None else sample["messages"][turn]["content"]
+        return sample["messages"][self.turn(sample)]["content"] if "messages" in sample else None
 
     def length(self, number: int) -> int:
         return len(self.prompts[number]) or super().length(number)

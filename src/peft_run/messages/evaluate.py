@@ -30,6 +30,7 @@ TABLE = {
     },
     "evaluate.no_text": {"en": "eval.forgetting: there is no file {path}.", "zh": "eval.forgetting：没有文件 {path}。"},
     "evaluate.empty_text": {"en": "eval.forgetting: {path} is empty.", "zh": "eval.forgetting：{path} 是空的。"},
+    "evaluate.one_run": {"en": "give one run.", "zh": "请给出一个运行。"},
     "evaluate.fixed": {
         "en": "`{key}` belongs to the training and cannot be changed here; what can: {allowed}.",
         "zh": "`{key}` 属于训练，不能在此更改；可更改的有：{allowed}。",
