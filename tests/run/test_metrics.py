@@ -200,3 +200,29 @@ def test_every_measure_is_computed_for_many_sums_at_once(name):
 def test_perplexity_is_of_all_tokens():
     sums = np.array([[2 * math.log(2), 2.0], [math.log(8), 1.0]])
     assert perplexity(sums.sum(0)) == pytest.approx(32 ** (1 / 3))
+
+
+def test_chinese_in_words_where_something_splits_it(monkeypatch):
+    """A stand-in for jieba, which cuts after two characters."""
+    import sys
+    from types import ModuleType
+
+    from peft_run.config.schema import Eval
+    from peft_run.console import Console
+    from peft_run.judges.writing import Writing
+
+    splitter = ModuleType("jieba")
+    splitter.lcut = lambda text: [text[i : i + 2] for i in range(0, len(text), 2)]
+    splitter.setLogLevel = lambda level: None
+    monkeypatch.setitem(sys.modules, "jieba", splitter)
+    assert units.words("我们喜欢GPU编程!") == ["我们", "喜欢", "GPU", "编程", "!"]
+    references, console = ["我们喜欢它", "你好世界", "ok"], Console("en", quiet=True)
+    monkeypatch.setattr(units, "has_words", lambda: True)
+    found = Writing(references, Eval(tokenizer="word"), console).statistics("我们热爱它", references[0])
+    assert found["rouge1"][0] == pytest.approx(3 / 5) and found["rouge1_word"][0] == pytest.approx(2 / 3)
+    assert found["bleu_word"][:4] == [3, 3, 2, 3]
+    assert "rouge1_word" not in Writing(references, Eval(), console).measures
+    assert "rouge1_word" not in Writing(["only", "English"], Eval(tokenizer="word"), console).measures
+    monkeypatch.setattr(units, "has_words", lambda: False)
+    assert "rouge1_word" not in Writing(references, Eval(tokenizer="word"), console).measures
+    assert "peft[zh]" in console.warnings[0]

@@ -126,7 +126,7 @@ def test_nothing_half_written_stays(tmp_path, tiny, monkeypatch):
         answers(run, [{"instruction": "a"}, {"instruction": ""}], tmp_path)
     assert caught.value.exit_code == 2
     for name in ("out.txt", "nowhere/out.jsonl"):
-        with pytest.raises(UsageError, match="out|nowhere"):
+        with pytest.raises(UsageError, match=r"out|nowhere"):
             predict(run, tmp_path / "in.jsonl", tmp_path / name)
     monkeypatch.setattr(ChatJudge, "look", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

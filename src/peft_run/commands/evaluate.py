@@ -19,6 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="FILE", help="what to judge on: data.test")
     parser.add_argument("--sample", metavar="N", help="judge at most N rows: eval.sample")
+    parser.add_argument(
+        "--against-full",
+        action="store_true",
+        help="also train every weight by the same recipe, for the same steps, and compare; takes time and memory",
+    )
+    parser.add_argument(
+        "--full-lr", type=float, metavar="RATE", help="its learning rate; default: a tenth of the run's"
+    )
     parser.set_defaults(free_options=True)  # eval.*, data.test and where the model is may be changed
 
 
@@ -30,6 +38,11 @@ def main(args: argparse.Namespace) -> int:
     limits = gates.parse(args.fail_under)
     paths, overrides = split(args)
     runs = [recipe_with(path, overrides) for path in paths]
+    if args.against_full:
+        from peft_run.evaluate.full import full_recipe
+
+        for run, recipe in runs:  # what cannot be is refused before the work
+            full_recipe(run, recipe, args.full_lr)
     results = []
     for run, recipe in runs:
         with args.console.copied_to(run / "run.log"):
@@ -37,6 +50,8 @@ def main(args: argparse.Namespace) -> int:
         results.append({"run": str(run.path), **result})
         if not args.json:
             show(run, result, args)
+        if args.against_full:
+            results[-1]["against_full"] = show_full(run, recipe, args)
     if args.json:
         print_json({"runs": results})
     for result in results:
@@ -60,3 +75,17 @@ def show(run, result, args: argparse.Namespace) -> None:
     for note in result["notes"]:
         print(sentence(note["note"], args.lang, **note))
     args.console("evaluate.done", path=run / report.PAGE)
+
+
+def show_full(run, recipe, args: argparse.Namespace) -> dict:
+    """The comparison with full fine-tuning; its measures, as JSON."""
+    from peft_run.columns import columns
+    from peft_run.compare import page
+    from peft_run.evaluate import full
+
+    result = full.against_full(run, recipe, args.console, lr=args.full_lr)
+    if not args.json:
+        for header, rows in (page.table(result, args.lang), page.facts_table(result, args.lang)):
+            print("\n" + columns([header, *rows]))
+        args.console("evaluate.done", path=run / full.PAGE)
+    return result["measures"]

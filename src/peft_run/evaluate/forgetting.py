@@ -62,10 +62,16 @@ def forgetting(tuned: Tuned, sides: Sides, texts: dict[str, list[str]]) -> dict[
 
 
 def surprise(model: nn.Module, tuned: Tuned, text: str) -> tuple[float, float]:
-    """(loss over the text's tokens, their number), by the model's own forward."""
+    """(loss over the text's tokens, their number), by the model's own forward.
+
+    The text begins as texts of this tokenizer do: many models can say nothing without the start token.
+    """
     import torch
 
-    ids = tuned.tokenizer(text)["input_ids"][: tuned.task.max_length]
+    ids, start = tuned.tokenizer(text)["input_ids"], tuned.tokenizer.bos_token_id
+    if start is not None and ids[:1] != [start]:
+        ids = [start, *ids]
+    ids = ids[: tuned.task.max_length]
     row = torch.tensor([ids], device=tuned.device)
     with torch.no_grad():
         logits = model(input_ids=row).logits[0, -len(ids) : -1].float()  # some methods put tokens in front

@@ -106,6 +106,8 @@ class Results:
             for side in self.sides:
                 one = self.seen[side][i]
                 row[side] = {"answer": one.answer, "measures": self.of_one(one, side), **one.more}
+                if one.stats:
+                    row[side]["quality"] = number(self.judge.quality(one))
             found.append(row)
         return found
 
