@@ -38,7 +38,7 @@ def with_test(run, tmp_path, **changes):
 @pytest.fixture(scope="module")
 def said(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("said")
-    return folder, *judged(folder, tiny, SAYS, train={"epochs": 20, "batch": 8})
+    return folder, *judged(folder, tiny, SAYS, train={"epochs": 12, "batch": 8})
 
 
 def samples_of(run):
@@ -154,6 +154,22 @@ def test_texts_are_judged_by_overlap(tmp_path, tiny):
     _, result = judged(tmp_path, tiny, rows, train={"steps": 2})
     assert {"exact_match", "rouge1", "rouge2", "rougeL", "bleu"} <= set(result["metrics"])
     assert "labels" not in result
+
+
+def test_labels_that_are_written_out_are_labels_however_few(tmp_path, tiny):
+    _, result = judged(tmp_path, tiny, REVIEWS[:4], data={"prompt": "Review: {text}"}, train={"steps": 1})
+    assert result["labels"] == ["bad", "good"] and "accuracy" in result["metrics"]
+
+
+def test_figures_that_are_no_numbers_are_told_and_not_judged():
+    import numpy as np
+
+    from peft_run.evaluate.results import compared
+    from peft_run.metrics.table import METRICS
+
+    found = compared(METRICS["loss"], {"tuned": np.array([[np.nan, 1.0]] * 3), "base": np.array([[2.0, 1.0]] * 3)})
+    assert found["tuned"] is None and found["p"] is None and found["verdict"] == "unclear" and found["base"] == 2
+    json.dumps(found, allow_nan=False)
 
 
 def test_plain_text_has_a_perplexity(tmp_path, tiny):

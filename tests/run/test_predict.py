@@ -30,7 +30,7 @@ def answers(run, rows, folder, **settings):
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("chats")
-    return trained(folder, tiny, SAYS, train={"epochs": 20, "batch": 8})
+    return trained(folder, tiny, SAYS, train={"epochs": 3, "batch": 8})
 
 
 def test_chats_are_answered_in_their_order_whatever_the_batch(tmp_path, chats):

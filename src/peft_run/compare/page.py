@@ -41,7 +41,8 @@ def versus_text(value: dict[str, Any], language: str) -> str:
     if "verdict" not in value:
         return ""
     verdict = report.verdict(value["verdict"], language)
-    return type(verdict)(f"{verdict} ({report.with_interval(value, 'difference')}, p {value['p']:.4f})")
+    p = "-" if value["p"] is None else f"{value['p']:.4f}"
+    return type(verdict)(f"{verdict} ({report.with_interval(value, 'difference')}, p {p})")
 
 
 def facts_table(result: dict[str, Any], language: str) -> tuple[list[str], list[list[str]]]:

@@ -144,8 +144,8 @@ def compared(metric: Metric, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 def versus(metric: Metric, base: np.ndarray, tuned: np.ndarray) -> dict[str, Any]:
     """tuned - base over the same samples."""
     gap = float(metric.value(tuned.sum(0)) - metric.value(base.sum(0)))
-    p = resample.chance(base, tuned, metric.value)
-    verdict = "unclear" if p >= SURE or not math.isfinite(gap) else "better" if metric.better(gap) else "worse"
+    p = resample.chance(base, tuned, metric.value) if math.isfinite(gap) else None
+    verdict = "unclear" if p is None or p >= SURE else "better" if metric.better(gap) else "worse"
     interval = pair(resample.difference(base, tuned, metric.value))
     return {"difference": number(gap), "difference_interval": interval, "p": p, "verdict": verdict}
 

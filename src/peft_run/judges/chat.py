@@ -21,7 +21,7 @@ class ChatJudge(Judge):
         self.prompts = [self.ask(sample) for sample in self.samples]
         self.fit()
         references = [self.reference(i) for i in range(len(self.samples)) if self.prompts[i]]
-        self.writing = writing.Writing(references, self.settings, self.console)
+        self.writing = writing.Writing(references, self.settings, self.console, are_labels=self.learnt_labels())
         self.labels = self.writing.labels
         losses = ("loss", "perplexity") if any(self.items) else ()
         self.measures = (*losses, *(self.writing.measures if any(self.prompts) else ()))

@@ -76,6 +76,11 @@ class Judge:
         """Numbers of samples, those of like length together."""
         return by_length([self.length(number) for number in range(len(self.samples))], self.settings.batch)
 
+    def learnt_labels(self) -> bool:
+        """Whether the answers that were learnt are labels, written out."""
+        files = self.tuned.run.read_json("env.json", {}).get("data", {}).get("train", [])
+        return bool(files) and all(file["format"] == "classification" for file in files)
+
     def length(self, number: int) -> int:
         return sum(item.length for item in self.items[number])
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Seq2SeqJudge(Judge):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.writing = Writing([sample.get("target") for sample in self.samples], self.settings, self.console)
+        references = [sample.get("target") for sample in self.samples]
+        self.writing = Writing(references, self.settings, self.console, are_labels=self.learnt_labels())
         self.labels = self.writing.labels
         self.measures = ("loss", "perplexity", *self.writing.measures)
 

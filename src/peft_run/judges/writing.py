@@ -21,9 +21,11 @@ ROWS_PER_LABEL = 3  # references that repeat less than this are texts
 class Writing:
     """Which measures suit these references, and what one answer adds to each."""
 
-    def __init__(self, references: Sequence[str | None], settings: Eval, console: Console) -> None:
+    def __init__(
+        self, references: Sequence[str | None], settings: Eval, console: Console, *, are_labels: bool = False
+    ) -> None:
         known = [reference for reference in references if reference is not None]
-        self.labels = labels_among(known)
+        self.labels = labels_among(known, certain=are_labels)
         self.by_word = settings.tokenizer == "word" and any(map(units.has_cjk, known))
         if self.by_word and not units.has_words():
             console.warn("judge.no_words")
@@ -56,8 +58,8 @@ class Writing:
         return stats[name][0] + 1e-6 * likely if name in stats else likely
 
 
-def labels_among(references: Sequence[str]) -> list[str]:
-    """The labels, sorted, where the references are a few that repeat; none where they are texts."""
+def labels_among(references: Sequence[str], *, certain: bool) -> list[str]:
+    """The labels, sorted, where the references are labels for `certain`, or a few that repeat."""
     found = sorted({reference.strip() for reference in references})
     few = 2 <= len(found) <= MOST_LABELS and len(references) >= ROWS_PER_LABEL * len(found)
-    return found if few else []
+    return found if certain or few else []

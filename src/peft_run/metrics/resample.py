@@ -58,6 +58,8 @@ def chunks(count: int) -> Iterator[int]:
 
 
 def middle(values: np.ndarray) -> tuple[float, float]:
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
     outside = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(values, [outside, 1 - outside])
     return float(low), float(high)
