@@ -9,6 +9,7 @@
       checkpoint-<step>/   all that a resume needs   best.json     which checkpoint is the best
       adapter_*            the result, with tokenizer, chat template and artefact.json (see peft_run.artefact)
       metrics.json         what each stage measured, by stage
+      evaluation.*         .jsonl every judged sample, .npz its numbers, .md and .html to read
 
 Nothing inside holds an absolute path of its own: a run can be moved.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from math import floor, log10
+from math import floor, isfinite, log10
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 720, 360
@@ -22,8 +22,9 @@ class Line(NamedTuple):
 
 
 def chart(title: str, lines: Sequence[Line], x_name: str) -> str:
-    """A chart of lines over one axis. Lines without points are left out."""
-    lines = [line for line in lines if line.points]
+    """A chart of lines over one axis. Lines without points, and points that are not finite, are left out."""
+    finite = [line._replace(points=[(x, y) for x, y in line.points if isfinite(y)]) for line in lines]
+    lines = [line for line in finite if line.points]
     xs = [x for line in lines for x, _ in line.points] or [0.0]
     ys = [y for line in lines for _, y in line.points] or [0.0]
     x_low, x_high = min(xs), max(xs)

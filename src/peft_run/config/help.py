@@ -161,6 +161,11 @@ HELP: dict[str, tuple[str, str]] = {
     ),
     "eval.sample": ("rows to judge, at most", "最多评测的行数"),
     "eval.batch": ("samples at once", "同时处理的样本数"),
+    "eval.forgetting": (
+        "general text whose perplexity shows what was forgotten: auto (short texts that come with the tool), none, or a "
+        "text file",
+        "用于检查遗忘的通用文本（比较困惑度）：auto（工具自带的短文）、none，或一个文本文件",
+    ),
     "track": ("what is recorded", "记录什么"),
     "track.plots": ("draw plots (PNG needs matplotlib)", "绘图（PNG 需要 matplotlib）"),
     "track.log_every": ("steps between two lines of trainer_log.jsonl", "trainer_log.jsonl 的记录间隔（步）"),

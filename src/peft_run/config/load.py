@@ -21,7 +21,16 @@ from peft_run.config.schema import Recipe
 from peft_run.errors import UsageError
 
 MAX_BYTES = 1 << 20
-PATHS = ("model.path", "model.tokenizer", "data.train", "data.eval", "data.test", "data.template", "output.dir")
+PATHS = (
+    "model.path",
+    "model.tokenizer",
+    "data.train",
+    "data.eval",
+    "data.test",
+    "data.template",
+    "eval.forgetting",
+    "output.dir",
+)
 
 
 def load(file: str | os.PathLike | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -214,8 +223,8 @@ def turn_paths(values: dict[str, Any], recipe: Recipe, folder: Path) -> None:
         if path and not os.path.isabs(path) and (not must_exist or recipe.at(path).exists()):
             section[key] = Path(os.path.relpath(recipe.at(path), folder)).as_posix()
 
-    for section, key in ((values["model"], "path"), (values["model"], "tokenizer"), (values["data"], "template")):
-        turn(section, key)
+    for section, key in (("model", "path"), ("model", "tokenizer"), ("data", "template"), ("eval", "forgetting")):
+        turn(values[section], key)
     for source in [*values["data"]["train"], values["data"]["eval"], *values["data"]["test"]]:
         turn(source, "path")
     turn(values["output"], "dir", must_exist=False)

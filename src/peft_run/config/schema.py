@@ -143,6 +143,7 @@ class Eval(Section):
     tokenizer: Literal["char", "word"] = "char"
     sample: Positive | None = None
     batch: Positive = 16
+    forgetting: str = "auto"
 
 
 class Track(Section):
