@@ -8,6 +8,7 @@ engine.py    the loop: requests join and leave between steps, all of them share 
 service.py   names, templates and limits: from what a client asks to what the engine runs
 schema.py    what clients may send
 answers.py   what they get
+running.py   one client's request while the engine works on it
 gate.py      key, sizes and times, before anything is parsed
 metrics.py   counters as Prometheus reads them
 api.py       the routes
