@@ -45,5 +45,5 @@ class Collect:
 
 def finish(engine, sinks, timeout: float = 20) -> bool:
     """Wait for answers, then close the engine; whether all came."""
-    came = all(map(lambda sink: sink.done.wait(timeout), sinks))
+    came = sum(sink.done.wait(timeout) for sink in sinks) == len(sinks)
     return engine.close(timeout) and came

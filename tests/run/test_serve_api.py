@@ -24,14 +24,14 @@ def folder(tiny, tmp_path_factory):
     return root
 
 
-def make_service(tiny, folder, **limits):
+def make_service(tiny, adapters, **limits):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    settings = {"slots": 4, "queue": 8, "tokens": 256, "key": KEY, "folder": folder, **limits}
+    settings = {"slots": 4, "queue": 8, "tokens": 256, "key": KEY, "folder": adapters, **limits}
     service = Service("tiny", model, AutoTokenizer.from_pretrained(tiny), Limits(**settings))
     for name in ADAPTERS:
-        service.offer(name, folder / name)
+        service.offer(name, adapters / name)
     return service
 
 
@@ -100,8 +100,9 @@ def test_completions_take_texts_and_tokens(client):
     ids = client.service.tokenizer("abc")["input_ids"]
     both = client.post("/v1/completions", json={**asked, "prompt": ["abc", "x"]}).json()["choices"]
     one = client.post("/v1/completions", json={**asked, "prompt": ids}).json()["choices"]
-    assert len(both) == 2 and both[0] == one[0] and both[1]["index"] == 1
-    assert len(one[0]["logprobs"]["tokens"]) == len(one[0]["logprobs"]["token_logprobs"])
+    assert len(both) == 2 and both[0]["text"] == one[0]["text"] and both[1]["index"] == 1
+    figures = [c["logprobs"]["token_logprobs"] for c in (both[0], one[0])]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-5) and len(figures[0]) == len(one[0]["logprobs"]["tokens"])
 
 
 def test_embeddings_are_means_of_the_last_states(client):

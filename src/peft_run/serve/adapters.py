@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def inspect(name: str, path: Path, itemsize: int, *, pinned: bool = False) -> So
     if not NAME.fullmatch(name) or name == BASE or set(name) <= {"."}:
         raise AdapterRefused("serve.bad_name", name=name[:80])
     for file in (CONFIG, WEIGHTS):
-        if not (path / file).is_file():
+        if not os.path.isfile(path / file):  # not Path.is_file, which raises for a name that is too long
             raise AdapterRefused("serve.no_adapter", name=name, file=file)
     return Source(name, path, digest_of(path), size_in_memory(name, path / WEIGHTS, itemsize), pinned)
 

@@ -29,7 +29,7 @@ class TooLong(RunError):
 
 @dataclass
 class Voice:
-    """How chats with a model are written: its template, what ends an answer, and the system prompt it was tuned with."""
+    """How chats with a model are written: its template, what ends an answer, the system prompt it was tuned with."""
 
     renderer: Renderer
     stop_ids: list[int]
