@@ -17,6 +17,8 @@ from serving import ADAPTERS, make_adapters
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+pytestmark = pytest.mark.slow  # each test waits for a process that imports everything
+
 
 class Server:
     def __init__(self, tiny, folder, *options):
@@ -37,7 +39,7 @@ class Server:
             if self.process.poll() is not None:
                 pytest.fail(self.process.stderr.read())
             try:
-                return self.get("/ready")
+                return self.get("/health")
             except OSError:
                 time.sleep(0.1)
         pytest.fail("never ready")
