@@ -170,11 +170,15 @@ ROWS: list[Row] = [
 
 
 def select(only: str | None, quick: bool) -> list[Row]:
-    """Rows whose id is listed in `only` (all without it); `quick` keeps the rows that carry a target."""
+    """Rows that `only` lists, as id or id:how the title begins (without it all); `quick`: those with a target."""
     if not only and not quick:
         return [row for row in ROWS if row.id not in ("P7", "P9")]  # need bitsandbytes, and an hour: asked for by name
-    ids = {id.strip().lower() for id in only.split(",")} if only else None
+    wanted = [part.strip().lower().partition(":") for part in only.split(",")] if only else None
     known = {row.id.lower() for row in ROWS} | {"parity"}
-    if ids and not ids <= known:
-        raise SystemExit(f"no such rows: {', '.join(sorted(ids - known))}; there are {', '.join(sorted(known))}")
-    return [row for row in ROWS if (ids is None or row.id.lower() in ids) and (row.target or not quick)]
+    if unknown := sorted({id for id, _, _ in wanted or ()} - known):
+        raise SystemExit(f"no such rows: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+
+    def asked(row: Row) -> bool:
+        return wanted is None or any(row.id.lower() == id and row.title.lower().startswith(t) for id, _, t in wanted)
+
+    return [row for row in ROWS if asked(row) and (row.target or not quick)]
