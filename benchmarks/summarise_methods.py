@@ -1,4 +1,7 @@
-"""What `peft methods` shows of measurements: `python benchmarks/summarise_methods.py results/methods*.json`."""
+"""What `peft methods` shows of measurements.
+
+`python benchmarks/summarise_methods.py results/methods.json results/methods-second-run.json`
+"""
 
 from __future__ import annotations
 
