@@ -31,12 +31,20 @@ def frozen_model(dtype: str):
     return fixtures.want_embedding_gradient(fixtures.base_model(dtype))
 
 
-def step(scratch: str, dtype: str, rows: int = 4, length: int = 128, dropout: float = 0.0, dora: bool = False) -> Parts:
+def step(
+    scratch: str,
+    dtype: str,
+    rows: int = 4,
+    length: int = 128,
+    dropout: float = 0.0,
+    dora: bool = False,
+    prepare: bool = False,
+) -> Parts:
     """Forward and backward, no optimizer."""
     ids = fixtures.tokens(rows, length)
     return {
         "floor": step_timer(frozen_model(dtype), ids),
-        "adapted": step_timer(fixtures.adapted_model(dtype, dropout, dora), ids),
+        "adapted": step_timer(fixtures.adapted_model(dtype, dropout, dora, prepare=prepare), ids),
     }
 
 
@@ -91,9 +99,11 @@ def bytes_saved_for_backward(model, ids: torch.Tensor, scope: str) -> float:
     return float(sum(saved.values()))
 
 
-def peak_memory(scratch: str, dtype: str, dropout: float) -> Parts:
+def peak_memory(
+    scratch: str, dtype: str, dropout: float, rows: int = 4, length: int = 128, prepare: bool = False
+) -> Parts:
     """Peak resident bytes of the second step; to be asked of a process of its own."""
-    ids = fixtures.tokens(4, 128)
+    ids = fixtures.tokens(rows, length)
 
     def peak(model) -> float:
         measure_step = step_timer(model, ids)
@@ -104,7 +114,7 @@ def peak_memory(scratch: str, dtype: str, dropout: float) -> Parts:
 
     return {
         "floor": lambda: peak(frozen_model(dtype)),
-        "adapted": lambda: peak(fixtures.adapted_model(dtype, dropout)),
+        "adapted": lambda: peak(fixtures.adapted_model(dtype, dropout, prepare=prepare)),
     }
 
 

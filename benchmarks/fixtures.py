@@ -59,7 +59,13 @@ def base_weights(dtype: str) -> dict[str, torch.Tensor]:
 
 
 def base_model(dtype: str, *, own_weights: bool = False):
-    """A base model. All of them share one copy of the weights, unless the case is going to change them."""
+    """A base model. All of them share one copy of the weights, unless the case is going to change them.
+
+    dtype: "bf16+nf4" and the like store the linear layers of the decoder with bitsandbytes.
+    """
+    dtype, _, storage = dtype.partition("+")
+    if storage:
+        return quantized_model(dtype, storage)
     weights = base_weights(dtype)
     if own_weights:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
@@ -67,6 +73,26 @@ def base_model(dtype: str, *, own_weights: bool = False):
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its buffers are not in the state dict
+    return model.requires_grad_(False).eval()
+
+
+def quantized_model(dtype: str, storage: str):
+    """The base model with linear layers in 4 or 8 bits, flagged as transformers does it."""
+    import bitsandbytes
+
+    model = base_model(dtype)
+    for path, linear in list(model.named_modules()):
+        if type(linear) is not torch.nn.Linear or path == "lm_head":
+            continue
+        shape = linear.in_features, linear.out_features, False
+        if storage == "int8":
+            made = bitsandbytes.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+        else:
+            made = bitsandbytes.nn.Linear4bit(*shape, compute_dtype=DTYPES[dtype], quant_type=storage)
+        made.load_state_dict(linear.state_dict())
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, made.to("cpu"))
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = storage == "int8", storage != "int8"
     return model.requires_grad_(False).eval()
 
 
@@ -102,11 +128,16 @@ def lora_config(dropout: float = 0.0, dora: bool = False):
     )
 
 
-def adapted_model(dtype: str, dropout: float = 0.0, dora: bool = False, own_weights: bool = False):
+def adapted_model(
+    dtype: str, dropout: float = 0.0, dora: bool = False, own_weights: bool = False, prepare: bool = False
+):
     """A wrapped model with adapter weights that are not zero, ready to train."""
-    from peft import get_peft_model
+    from peft import get_peft_model, prepare_model_for_kbit_training
 
-    model = get_peft_model(base_model(dtype, own_weights=own_weights), lora_config(dropout, dora))
+    base = base_model(dtype, own_weights=own_weights)
+    if prepare:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    model = get_peft_model(base, lora_config(dropout, dora))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -39,6 +39,7 @@ METHODS: dict[str, tuple[str, dict, dict]] = {
     "PSOFT": ("PsoftConfig", {"r": 32}, {}),
     "PVERA": ("PveraConfig", {"r": 64}, {}),
     "RANDLORA": ("RandLoraConfig", {"r": 32}, {}),
+    "REFT": ("ReftConfig", {"r": 4, "target_modules": None}, {}),
     "ROAD": ("RoadConfig", {"variant": "road_1"}, {}),
     "SHADOW": ("ShadowConfig", {"target_modules": None}, {}),
     "SHIRA": ("ShiraConfig", {"r": 16}, {}),
@@ -48,9 +49,10 @@ METHODS: dict[str, tuple[str, dict, dict]] = {
     "UNILORA": ("UniLoraConfig", {"r": 8}, {}),
     "VBLORA": ("VBLoRAConfig", {"r": 4, "num_vectors": 64, "vector_length": 64}, {}),
     "VERA": ("VeraConfig", {"r": 64}, {}),
+    "WAVEFT": ("WaveFTConfig", {}, {}),
 }
 # What is to be at least this many times faster than upstream; every other method at least 1 / 1.05.
-FASTER = dict.fromkeys(["BOFT", "FOURIERFT", "ADAMSS", "OSF", "FROD", "LOHA", "LOKR", "OFT"], 2.0)
+FASTER = dict.fromkeys(["BOFT", "FOURIERFT", "ADAMSS", "OSF", "FROD", "LOHA", "LOKR", "OFT", "WAVEFT"], 2.0)
 
 
 def config(method: str):

@@ -105,10 +105,33 @@ def method_rows() -> list[Row]:
     return rows
 
 
+def quantized_rows() -> list[Row]:
+    """Steps of 1 x 512 on bitsandbytes layers, dropout 0.05; "prepared" by prepare_model_for_kbit_training first."""
+    rows = []
+    for dtype, prepare in (("bf16+nf4", False), ("bf16+nf4", True), ("fp32+nf4", False), ("bf16+int8", False)):
+        arguments = {"dtype": dtype, "dropout": 0.05, "rows": 1, "length": 512, "prepare": prepare}
+        title = f"{dtype}{', prepared' if prepare else ''}"
+        rows.append(Row("P7", f"LoRA step, {title}", "step", arguments, ("speedup", 1.15)))
+        rows.append(
+            Row(
+                "P7",
+                f"peak resident memory, {title}",
+                "peak_memory",
+                arguments,
+                ("of_upstream", 0.75),
+                unit="B",
+                fresh_process=True,
+                deterministic=True,
+            )
+        )
+    return rows
+
+
 ROWS: list[Row] = [
     *step_rows(),
     *memory_rows(),
     *both("P5", "LoRA step 1 x 32", "step", rows=1, length=32),
+    *quantized_rows(),
     *both("P8", "DoRA step", "step", ("overhead_left", 0.4), dora=True),
     *both("P8", "DoRA forward 4 x 128", "forward", rows=4, length=128, dora=True),
     *method_rows(),
@@ -147,11 +170,15 @@ ROWS: list[Row] = [
 
 
 def select(only: str | None, quick: bool) -> list[Row]:
-    """Rows whose id is listed in `only` (all without it); `quick` keeps the rows that carry a target."""
+    """Rows that `only` lists, as id or id:how the title begins (without it all); `quick`: those with a target."""
     if not only and not quick:
-        return [row for row in ROWS if row.id != "P9"]  # an hour by itself: asked for with --only P9
-    ids = {id.strip().lower() for id in only.split(",")} if only else None
+        return [row for row in ROWS if row.id not in ("P7", "P9")]  # need bitsandbytes, and an hour: asked for by name
+    wanted = [part.strip().lower().partition(":") for part in only.split(",")] if only else None
     known = {row.id.lower() for row in ROWS} | {"parity"}
-    if ids and not ids <= known:
-        raise SystemExit(f"no such rows: {', '.join(sorted(ids - known))}; there are {', '.join(sorted(known))}")
-    return [row for row in ROWS if (ids is None or row.id.lower() in ids) and (row.target or not quick)]
+    if unknown := sorted({id for id, _, _ in wanted or ()} - known):
+        raise SystemExit(f"no such rows: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+
+    def asked(row: Row) -> bool:
+        return wanted is None or any(row.id.lower() == id and row.title.lower().startswith(t) for id, _, t in wanted)
+
+    return [row for row in ROWS if asked(row) and (row.target or not quick)]

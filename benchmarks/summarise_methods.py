@@ -1,4 +1,7 @@
-"""What `peft methods` shows of measurements: `python benchmarks/summarise_methods.py results/methods.json`."""
+"""What `peft methods` shows of measurements.
+
+`python benchmarks/summarise_methods.py results/methods.json results/methods-second-run.json`
+"""
 
 from __future__ import annotations
 
@@ -37,8 +40,8 @@ def numbers(method: str) -> int | None:
 
 def main() -> None:
     found: dict[str, dict] = {}
-    results = json.loads(Path(sys.argv[1]).read_text())
-    for row in results["rows"]:
+    rows = [row for path in sys.argv[1:] for row in json.loads(Path(path).read_text())["rows"]]
+    for row in rows:  # of several runs, the later ones count
         name, _, what = row["title"].partition(" ")
         figures, metrics = found.setdefault(name, {}), row["metrics"]
         if what == "step" and metrics["of_floor"]:

@@ -17,7 +17,14 @@ if str(FIXTURES) not in sys.path:
 
 def needs(*modules: str) -> list[str]:
     """Those of the modules that are not installed."""
-    return [name for name in modules if importlib.util.find_spec(name) is None]
+    return [name for name in modules if not _is_here(name)]
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
 
 
 def upstream_python() -> str | None:

@@ -279,6 +279,20 @@ def test_taps_go_with_their_adapters():
     assert gap(models.run(model, "llama"), first) > 1e-3
 
 
+def test_nothing_that_was_tapped_is_kept():
+    """Not where the adapter rests in this step, nor where one tap's name fits parts that have no adapter."""
+    config = BottleneckConfig(**TAPPED, drop_first=2, task_type="CAUSAL_LM")
+    model = get_peft_model(models.llama(), config).train()
+    for _ in range(8):
+        model(input_ids=models.inputs("llama")["input_ids"])
+        assert not model.base_model.state.handed
+    parts = {f"{part}.{name}": "layer_norm" for part, name in (("SelfAttention", "o"), ("DenseReluDense", "wo"))}
+    config = BottleneckConfig(variant="parallel", reduction_factor=4, target_modules=list(parts), tap_modules=parts)
+    model = get_peft_model(models.t5(), config)
+    models.run(model, "t5")
+    assert not model.base_model.state.handed and len(model.base_model.layers) == 16
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_taps_under_gradient_checkpointing(reentrant):
     found = []

@@ -13,7 +13,8 @@ import torch
 from peft_run import cli
 from peft_run.errors import MissingPackage
 from peft_run.gguf_llama import unpermute_rope_rows
-from peft_run.messages import LANGUAGES, TABLE
+from peft_run.messages import LANGUAGES
+from peft_run.messages.demo import TABLE
 from peft_run.models import smollm2
 from peft_run.packages import package_file
 from peft_run.reviews import load_reviews

@@ -15,12 +15,12 @@ from test_seed_scripts import tiny_gpt2, wikitext
 from peft import layers, quant, registry
 from peft.errors import PeftWarning
 
-DOCUMENTS = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"])
+DOCUMENTS = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "CONTRIBUTING.md"])
 RUNNABLE = [path for path in DOCUMENTS if "```python\n" in path.read_text(encoding="utf-8")]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)  # "```python notest" is an excerpt
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)")
 FILE = re.compile(r"`([\w./-]+\.(?:py|md|json|txt))`")
-MADE = {"adapter_config.json", "adapter_provenance.json", "runs/demo/metrics.json", "config.json"}
+MADE = {"adapter_stack.json", "adapter_config.json", "adapter_provenance.json", "runs/demo/metrics.json", "config.json"}
 
 
 def name_of(path: Path) -> str:
@@ -80,8 +80,9 @@ def test_code_runs(document, place):
             exec(tree, namespace)
 
 
-def test_both_languages_show_the_same_code():
-    english, chinese = (blocks(ROOT / name) for name in ("README.md", "README.zh.md"))
+@pytest.mark.parametrize("translated", [d for d in DOCUMENTS if d.name.endswith(".zh.md")], ids=name_of)
+def test_both_languages_show_the_same_code(translated):
+    english, chinese = blocks(translated.with_name(translated.name.replace(".zh", ""))), blocks(translated)
     assert [ast.dump(ast.parse(code)) for _, code in english] == [ast.dump(ast.parse(code)) for _, code in chinese]
 
 

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 import peft
+from peft import quant
 from peft.helpers import MontecloraTrainerMixin
 from peft.methods.lora.qalora import QaLora
 from peft.ops import lowrank
+from peft.quant.backend import Plain
 
 SETTINGS = {
     "arrow_config": (peft.ArrowConfig, {"top_k": 2, "task_adapter_names": ["a"]}),
@@ -537,6 +539,55 @@ def test_qalora_reads_means_of_groups(monkeypatch):
         layer_with(use_qalora=True, qalora_group_size=5)
     with pytest.raises(ValueError, match="fills an A of the full width"):
         layer_with(use_qalora=True, init_lora_weights="olora", qalora_group_size=4)
+
+
+@torch.no_grad()
+def test_qalora_changes_zero_points_only(monkeypatch):
+    """The paper's point: on weights q·scale + zero with a zero for each group, a merge keeps every q and scale."""
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.in_features, self.out_features, self.bias = 16, 12, None
+            self.weight = nn.Parameter(torch.randint(0, 16, (12, 4, 4), dtype=torch.uint8), requires_grad=False)
+            self.scale, self.zero = torch.rand(12, 4, 1) + 0.1, torch.randn(12, 4, 1)
+
+        def forward(self, x):
+            return x @ (self.weight * self.scale + self.zero).flatten(1).T
+
+    class Backend(Plain):
+        name = "gptq"
+
+        @staticmethod
+        def owns(base):
+            return isinstance(base, Grouped)
+
+        def get(self, base, param):
+            return base.weight, base.zero
+
+        def put(self, base, param, packed):
+            _, base.zero = packed
+
+        def unpack(self, base, packed):
+            return (packed[0] * base.scale + packed[1]).flatten(1)
+
+        def pack(self, base, W, old):
+            return old[0], (W.view(12, 4, 4) - old[0] * base.scale).mean(2, keepdim=True)
+
+        def placement(self, base, param):
+            return base.scale.device, torch.float32
+
+    monkeypatch.setattr(quant, "BACKENDS", [Backend])
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["0"], r=4, use_qalora=True, qalora_group_size=4, init_lora_weights=False)
+    model = peft.get_peft_model(nn.Sequential(Grouped()), config).eval()
+    wanted = model(X)
+    model.merge_adapter()
+    torch.testing.assert_close(model(X), wanted, atol=1e-5, rtol=1e-5)
+    model.unmerge_adapter()
+    merged = model.merge_and_unload(verify=True)
+    assert merged.merge_report.error < 1e-5
+    torch.testing.assert_close(merged(X), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_qalora_trains_its_small_factor(monkeypatch):

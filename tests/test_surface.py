@@ -21,15 +21,13 @@ from peft.compat_table import ALIASES, rows
 LATER = {
     name
     for names in {
-        "LoRA variants and data-driven initialisations": """
-             LoftQConfig WaveFTConfig WaveFTModel   
-             replace_lora_weights_loftq""",
         "caches of transformers before 4.54": "bloom_model_postprocess_past_key_value",
     }.values()
     for name in names.split()
 }
 
 HERE = """
+LoftQConfig replace_lora_weights_loftq
 AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel ArrowConfig AutoPeftModel
 AutoPeftModelForCausalLM AutoPeftModelForFeatureExtraction AutoPeftModelForQuestionAnswering AutoPeftModelForSeq2SeqLM
 AutoPeftModelForSequenceClassification AutoPeftModelForTokenClassification BOFTConfig BOFTModel BdLoraConfig
@@ -47,8 +45,9 @@ PromptEncoderReparameterizationType PromptLearningConfig PromptTuningConfig Prom
 PveraConfig PveraModel RandLoraConfig RandLoraModel RoadConfig RoadModel ShadowConfig ShadowModel ShiraConfig
 ShiraModel SupertuningConfig SupertuningModel TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING TaskType
 TinyLoraConfig TinyLoraModel TrainableTokensConfig TrainableTokensModel UniLoraConfig UniLoraModel VBLoRAConfig
-VBLoRAModel VeloraConfig VeraConfig VeraModel  XLoraConfig XLoraModel
-cast_mixed_precision_params compose_cartridge_adapters convert_to_lora create_arrow_model find_kappa_target_modules
+VBLoRAModel VeloraConfig VeraConfig VeraModel WaveFTConfig WaveFTModel XLoraConfig
+XLoraModel cast_mixed_precision_params compose_cartridge_adapters convert_to_lora create_arrow_model
+find_kappa_target_modules
 get_base_model_state_dict get_eva_state_dict get_layer_status get_model_status get_peft_config get_peft_model
 get_peft_model_state_dict initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text
 initialize_lora_eva_weights inject_adapter_in_model load_peft_weights prepare_model_for_kbit_training
@@ -56,8 +55,11 @@ preprocess_loraga prompt_embeddings_from_past_key_values save_as_lora set_base_m
 set_peft_model_state_dict shift_tokens_right
 """
 
-# What upstream has no like of.
-OURS = {"BottleneckConfig", "BottleneckModel"}
+# What upstream does not have.
+OURS = """
+Average BottleneckConfig BottleneckModel FusionConfig FusionModel MergeReport Parallel PeftStackedModel ReftConfig
+ReftModel Split Stack save_merged
+"""
 
 # What transformers 5.24, TRL 1.16, diffusers 0.42 and accelerate 1.15 import.
 CONSUMERS = {
@@ -99,7 +101,7 @@ def test_public_name(name):
 def test_table_is_the_surface():
     assert set(peft.__all__) == {"__version__", *surface.HOME_OF}
     assert len(peft.__all__) == len(set(peft.__all__))
-    assert set(surface.HOME_OF) == set(HERE.split()) | OURS
+    assert set(surface.HOME_OF) == {*HERE.split(), *OURS.split()}
     assert not LATER & set(surface.HOME_OF)
     assert len(LATER) + len(HERE.split()) == 154
     for name in sorted(LATER):
@@ -199,7 +201,7 @@ assert took < 0.1, took
 print(len(new))
 """
     count = int(python("-c", script))
-    assert count < 60
+    assert count < 80
 
 
 # -- classes per layer kind -------------------------------------------------------------------------------------------

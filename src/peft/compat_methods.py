@@ -36,6 +36,7 @@ METHODS = {
     "unilora": ("UniLora", "Linear=linear"),
     "vblora": ("VBLoRA", "Linear=linear"),
     "vera": ("Vera", "Linear=linear"),
+    "waveft": ("WaveFT", "WaveFTLinear=linear"),
 }
 PROMPTS = {  # upstream's package: (file here, config names, encoder names)
     "prompt_tuning": ("prompt_tuning", "PromptTuningConfig PromptTuningInit", "PromptEmbedding"),

@@ -43,6 +43,7 @@ LORA_CONFIGS = {
     "methods.lora.arrow": "ArrowConfig",
     "methods.lora.bdlora": "BdLoraConfig",
     "methods.lora.kasa": "KasaConfig",
+    "methods.lora.loftq": "LoftQConfig",
     "methods.lora.monteclora": "MontecloraConfig",
     "methods.lora.velora": "VeloraConfig",
 }
@@ -52,6 +53,18 @@ LORA_LAYERS = {
     "ParamWrapper=lora.param",
     "methods.lora.lora": "LoraLayer",
 }
+LORA_QUANTIZED = {  # module -> its classes
+    "aqlm": "AqlmLoraLinear=lora.aqlm",
+    "awq": "AwqLoraLinear=lora.awq",
+    "bnb": "Linear4bit=lora.4bit Linear8bitLt=lora.8bit",
+    "eetq": "EetqLoraLinear=lora.eetq",
+    "gptq": "GPTQLoraLinear=lora.gptq",
+    "hqq": "HqqLoraLinear=lora.hqq",
+    "inc": "IncLoraLinear=lora.inc",
+    "te": "TeLinear=lora.te",
+    "torchao": "TorchaoLoraLinear=lora.torchao",
+}
+LOFTQ = {"methods.lora.loftq": "replace_lora_weights_loftq"}
 LORA_CONVERSION = {"methods.lora.convert": "convert_to_lora save_as_lora"}
 MIXED = {"mixed": "COMPATIBLE_TUNER_TYPES MixedModel"}
 SHARED_VERBS = {"functional": "cast_adapter_dtype delete_adapter set_adapter set_requires_grad"}
@@ -95,7 +108,7 @@ ALIASES = {
     # -- methods -------------------------------------------------------------------------------------------------
     "tuners": _merged(
         LORA_CONFIGS,
-        {"methods.lora.lora": "LoraModel"},
+        {"methods.lora.model": "LoraModel"},
         LORA_CONVERSION,
         ARROW,
         {"mixed": "MixedModel"},
@@ -128,7 +141,15 @@ ALIASES = {
             "set_additional_trainable_modules",
         },
     ),
-    "tuners.lora": _merged(LORA_CONFIGS, LORA_LAYERS, {"methods.lora.lora": "LoraModel"}, LORA_CONVERSION, ARROW),
+    "tuners.lora": _merged(
+        LORA_CONFIGS,
+        LORA_LAYERS,
+        {"by_kind": " ".join(LORA_QUANTIZED[module] for module in ("bnb", "eetq", "gptq"))},
+        {"methods.lora.model": "LoraModel"},
+        LORA_CONVERSION,
+        ARROW,
+    ),
+    **{f"tuners.lora.{module}": {"by_kind": classes} for module, classes in LORA_QUANTIZED.items()},
     "tuners.lora.arrow": {"methods.lora.arrow": "ArrowConfig create_arrow_model"},
     "tuners.lora.config": LORA_CONFIGS,
     "tuners.lora.conversion": LORA_CONVERSION,
@@ -136,11 +157,15 @@ ALIASES = {
     "tuners.lora.layer": _merged(
         LORA_LAYERS, {"by_kind": "Conv1d=lora.conv1 MultiheadAttention=lora.mha _ConvNd=lora.conv"}
     ),
-    "tuners.lora.model": {"methods.lora.lora": "LoraLayer LoraModel", "methods.lora.config": "LoraConfig"},
+    "tuners.lora.model": {
+        "methods.lora.lora": "LoraLayer",
+        "methods.lora.model": "LoraModel",
+        "methods.lora.config": "LoraConfig",
+    },
     "tuners.mixed": MIXED,
     "tuners.mixed.model": MIXED,
     # -- utilities -----------------------------------------------------------------------------------------------
-    "utils": _merged(CONSTANTS, ERRORS, WARNING, TYPES, STATE_DICTS, WRAPPERS, TRAINING, INTERNALS),
+    "utils": _merged(CONSTANTS, ERRORS, WARNING, TYPES, STATE_DICTS, WRAPPERS, TRAINING, INTERNALS, LOFTQ),
     "utils.constants": _merged(
         CONSTANTS,
         {
@@ -159,6 +184,7 @@ ALIASES = {
         "integrations.parallel": "check_deepspeed_zero3_enabled gather_params_ctx",
         "legacy": "dequantize_module_weight get_bnb_param_type",
     },
+    "utils.loftq_utils": LOFTQ,
     "utils.merge_utils": {
         "methods.lora.merge_utils": "calculate_majority_sign_mask dare_linear dare_ties disjoint_merge "
         "magnitude_based_pruning magnitude_prune prune random_pruning reshape_weight_task_tensors task_arithmetic ties"

@@ -52,6 +52,8 @@ class PeftType(str, enum.Enum):
     SUPERTUNING = "SUPERTUNING"
     DEFT = "DEFT"
     BOTTLENECK = "BOTTLENECK"
+    REFT = "REFT"
+    FUSION = "FUSION"
 
 
 class TaskType(str, enum.Enum):

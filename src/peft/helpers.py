@@ -100,7 +100,7 @@ class MontecloraTrainerMixin:
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """The Trainer's loss plus the mean of `_get_monteclora_loss` over the model's LoRA tuners."""
-        from peft.methods.lora.lora import LoraModel
+        from peft.methods.lora.model import LoraModel
 
         found = super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         tuners = [m for m in model.modules() if isinstance(m, LoraModel)]

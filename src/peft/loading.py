@@ -134,7 +134,7 @@ class Loadable:
             return
         for layer in [*self.base_model.layers.values(), *map(extras.hosted_layer, self.base_model.extras.values())]:
             if layer is not None and adapter_name in layer.adapters:
-                layer.settle(adapter_name)
+                layer.adapters[adapter_name].settle()
         for wrapper in self.base_model.extras.values():
             if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.adapter_names:
                 wrapper.settle(adapter_name)

@@ -1,10 +1,13 @@
 """PeftMixedModel: adapters of several methods on one model. Their wrappers nest where they meet on a layer."""
 
+import contextlib
+
 from torch import nn
 
 from peft import registry
 from peft.config import PeftConfig
 from peft.core import extras
+from peft.core.compose import Composition
 from peft.core.tuner import Tuner
 from peft.errors import AdapterError
 from peft.model import PeftModel
@@ -22,14 +25,40 @@ class MixedModel(Tuner):
     def inject_adapter(self, model, adapter_name, config=None, **how):
         """Add one adapter; nothing of it stays behind if that fails. Raises ValueError for methods that cannot mix."""
         config = self.peft_config[adapter_name] if config is None else config
-        check_compatible(config)
+        self.check(config)
         self.as_method(config.peft_type).inject_adapter(model, adapter_name, config, **how)
 
     def call_arguments(self, args, kwargs):
         found = {}
-        for peft_type in {c.peft_type for c in self.peft_config.values()}:
-            found |= self.as_method(peft_type).call_arguments(args, kwargs)
+        for tuner in self._tuners():
+            found |= tuner.call_arguments(args, kwargs)
         return found
+
+    @classmethod
+    def check(cls, config):
+        """Raise ValueError for a method that cannot share a model with others."""
+        if not registry.method(config.peft_type).mixed:
+            types = tuple(registry.PEFT_TYPE_TO_MIXED_MODEL_MAPPING)
+            raise ValueError(
+                f"The provided `peft_type` '{config.peft_type.value}' is not compatible with the `PeftMixedModel`. "
+                f"Compatible types are: {types}"
+            )
+
+    def file_form(self, name, tensors, config, plain=False):
+        return self.as_method(config.peft_type).file_form(name, tensors, config, plain)
+
+    def own_slots(self, adapter_name):
+        return self.as_method(self.peft_config[adapter_name].peft_type).own_slots(adapter_name)
+
+    @contextlib.contextmanager
+    def during_generate(self, arguments):
+        with contextlib.ExitStack() as stack:
+            for tuner in self._tuners():
+                stack.enter_context(tuner.during_generate(arguments))
+            yield
+
+    def _tuners(self):
+        return [self.as_method(peft_type) for peft_type in {c.peft_type for c in self.peft_config.values()}]
 
     def as_method(self, peft_type):
         """The method's own tuner on the very same model, layers, configs and active record."""
@@ -37,16 +66,6 @@ class MixedModel(Tuner):
         tuner = cls.__new__(cls)
         object.__setattr__(tuner, "__dict__", self.__dict__)
         return tuner
-
-
-def check_compatible(config):
-    """Raise ValueError for a method that cannot share a model with others."""
-    if not registry.method(config.peft_type).mixed:
-        types = tuple(registry.PEFT_TYPE_TO_MIXED_MODEL_MAPPING)
-        raise ValueError(
-            f"The provided `peft_type` '{config.peft_type.value}' is not compatible with the `PeftMixedModel`. "
-            f"Compatible types are: {types}"
-        )
 
 
 class PeftMixedModel(nn.Module):
@@ -57,15 +76,16 @@ class PeftMixedModel(nn.Module):
     """
 
     _is_prompt_learning = False
+    tuner_cls = MixedModel
 
     def __init__(
         self, model, peft_config, adapter_name="default", autocast_adapter_dtype=True, low_cpu_mem_usage=False, **kwargs
     ):
         super().__init__()
-        check_compatible(peft_config)
+        self.tuner_cls.check(peft_config)
         self._adapters_disabled = False
         PeftModel._fill_base_name(peft_config, model)
-        self.base_model = MixedModel(
+        self.base_model = self.tuner_cls(
             model,
             {adapter_name: peft_config},
             adapter_name,
@@ -76,7 +96,8 @@ class PeftMixedModel(nn.Module):
             self.prepare_model_for_gradient_checkpointing(model)
 
     # What is the same as for one method. (No subclass: code that asks for a PeftModel wants to save it.)
-    forward, generate, _choosing = PeftModel.forward, PeftModel.generate, PeftModel._choosing
+    forward, generate = PeftModel.forward, PeftModel.generate
+    _governed, _choosing = PeftModel._governed, PeftModel._choosing
     disable_adapter = PeftModel.disable_adapter
     get_nb_trainable_parameters = PeftModel.get_nb_trainable_parameters
     print_trainable_parameters = PeftModel.print_trainable_parameters
@@ -123,7 +144,7 @@ class PeftMixedModel(nn.Module):
     # -- verbs ---------------------------------------------------------------------------------------------------
     def add_adapter(self, adapter_name, peft_config, low_cpu_mem_usage=False, autocast_adapter_dtype=True):
         """Add an adapter of any method that can mix, neither active nor trained yet. ValueError for a taken name."""
-        check_compatible(peft_config)
+        self.tuner_cls.check(peft_config)
         if adapter_name in self.peft_config:
             raise AdapterError(f"Adapter with name '{adapter_name}' already exists.")
         PeftModel._fill_base_name(peft_config, self.get_base_model())
@@ -136,8 +157,10 @@ class PeftMixedModel(nn.Module):
         )
 
     def set_adapter(self, adapter_name, inference_mode=False):
-        """Let these adapters act, and no others. Raises ValueError for unknown names."""
-        self.base_model.set_adapter(self._known(adapter_name), inference_mode=inference_mode)
+        """Let these adapters, or a composition of them, act, and no others. Raises ValueError for unknown names."""
+        names = self._known(adapter_name.names if isinstance(adapter_name, Composition) else adapter_name)
+        chosen = adapter_name if isinstance(adapter_name, Composition) else names
+        self.base_model.set_adapter(chosen, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name):
         """Remove adapters. Raises ValueError for unknown names."""

@@ -7,8 +7,9 @@ import warnings
 import torch
 from torch import nn
 
-from peft import registry
-from peft.core.layer import AdapterLayer
+from peft import quant, registry
+from peft.core.calls import batch_size, is_checkpointing
+from peft.core.compose import ByRow, Composition
 from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
 from peft.errors import AdapterError, PeftWarning
@@ -53,6 +54,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             self._peft_config = {}
             self.prompt_state = AdapterState([adapter_name])
             self.base_model = model
+            quant.attach(model)
             self._add_prompt(adapter_name, peft_config)
         else:
             self._peft_config = None
@@ -163,23 +165,36 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         """
         if self._is_prompt_learning:
             return self._prompt_forward(*args, adapter_names=adapter_names, **kwargs)
-        arguments = self.base_model.call_arguments(args, kwargs)
-        if adapter_names is None and not arguments:
-            self.base_model.state.forget_replay()
-            return self.base_model(*args, **kwargs)
-        with self._choosing(adapter_names, arguments, args, kwargs):
-            return self.base_model(*args, **kwargs)
+        return self._governed(self.base_model, adapter_names, args, kwargs)
 
     def generate(self, *args, adapter_names=None, **kwargs):
         """The base model's generate under the active adapters, or under `adapter_names` as in forward."""
         if self._is_prompt_learning:
             return self._prompt_generate(*args, adapter_names=adapter_names, **kwargs)
+        return self._governed(self.base_model.generate, adapter_names, args, kwargs, self.base_model.during_generate)
+
+    def _governed(self, run, adapter_names, args, kwargs, during=lambda arguments: contextlib.nullcontext()):
+        """run(*args, **kwargs) with the adapters that the call, or the composition, chooses for each sample.
+
+        during: from the call's arguments, a further context for it.
+        """
+        state = self.base_model.state
+        by_row = adapter_names is None and state.enabled and isinstance(state.block, ByRow)
+        if by_row:
+            size = batch_size(args, kwargs)
+            names = state.block.assign(size)
+            args, kwargs = state.block.prepare(args, kwargs, size)
         arguments = self.base_model.call_arguments(args, kwargs)
-        if adapter_names is None and not arguments:
-            self.base_model.state.forget_replay()
-            return self.base_model.generate(*args, **kwargs)
-        with self._choosing(adapter_names, arguments, args, kwargs):
-            return self.base_model.generate(*args, **kwargs)
+        if by_row:
+            checkpointing = torch.is_grad_enabled() and is_checkpointing(self.get_base_model())
+            context = state.during(Call(names, **arguments), replay=checkpointing)
+        elif adapter_names is None and not arguments:
+            state.forget_replay()
+            return run(*args, **kwargs)
+        else:
+            context = self._choosing(adapter_names, arguments, args, kwargs)
+        with context, during(arguments):
+            return run(*args, **kwargs)
 
     def _choosing(self, adapter_names, arguments, args, kwargs):
         """A context in which this thread's forwards use `adapter_names` and the method's own call arguments.
@@ -193,7 +208,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             raise AdapterError("Cannot pass `adapter_names` when the model is in training mode; call model.eval().")
         if any(layer.merged for layer in self.base_model.layers.values()):
             raise AdapterError("Cannot pass `adapter_names` when there are merged adapters, please unmerge first.")
-        size = _batch_size(args, kwargs)
+        size = batch_size(args, kwargs)
         names = [adapter_names] * (size or 1) if isinstance(adapter_names, str) else list(adapter_names)
         if size is not None and size != len(names):
             raise AdapterError(f"adapter_names needs one name a sample: got {len(names)} names for {size} samples.")
@@ -233,12 +248,16 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
     def set_adapter(self, adapter_name, inference_mode=False):
         """Let this adapter act, and no other. It is trained from now on unless it was made or loaded for inference.
 
-        Raises ValueError for an unknown name.
+        adapter_name: a name, or a composition of names: Stack, Average, Split, Parallel. Raises ValueError for an
+        unknown name.
         """
-        if adapter_name not in self.peft_config:
-            raise AdapterError(f"Adapter {adapter_name} not found. There are {list(self.peft_config)}.")
+        names = adapter_name.names if isinstance(adapter_name, Composition) else [adapter_name]
+        if unknown := [n for n in names if n not in self.peft_config]:
+            raise AdapterError(f"Adapter {', '.join(map(str, unknown))} not found. There are {list(self.peft_config)}.")
         if self._is_prompt_learning:
-            self.prompt_state.active = (adapter_name,)
+            if len(names) > 1:
+                raise AdapterError(f"One prompt acts at a time, but {adapter_name!r} names {len(names)}.")
+            self.prompt_state.active = tuple(names)
             self._mark_prompt_trainable(inference_mode)
         else:
             self.base_model.set_adapter(adapter_name, inference_mode=inference_mode)
@@ -292,11 +311,12 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             return
         self._delete_prompt(adapter_name)
 
-    def _add_task_modules(self, config):
+    @classmethod
+    def _add_task_modules(cls, config):
         """Heads that the task trains go into config.modules_to_save, where the method has it."""
-        if self.task_modules and any(f.name == "modules_to_save" for f in dataclasses.fields(config)):
+        if cls.task_modules and any(f.name == "modules_to_save" for f in dataclasses.fields(config)):
             given = list(config.modules_to_save or ())
-            config.modules_to_save = given + [m for m in self.task_modules if m not in given]
+            config.modules_to_save = given + [m for m in cls.task_modules if m not in given]
 
     @staticmethod
     def _fill_base_name(config, model):
@@ -383,26 +403,3 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
         from peft.card import write_model_card
 
         write_model_card(self, output_dir)
-
-
-def is_checkpointing(model):
-    """Whether some part of a model recomputes its activations (transformers' flag)."""
-    stack = [model]
-    while stack:
-        module = stack.pop()
-        if module.__dict__.get("gradient_checkpointing", False):
-            return True
-        if isinstance(module, AdapterLayer):
-            stack.append(module._modules["base_layer"])
-        else:  # a copy: another thread may be loading an adapter
-            stack += [m for m in list(module._modules.values()) if m is not None]
-    return False
-
-
-def _batch_size(args, kwargs):
-    """Number of samples in a forward's arguments, or None where it cannot be told."""
-    for name in ("input_ids", "inputs_embeds", "decoder_input_ids", "pixel_values", "input_features", "inputs"):
-        if isinstance(kwargs.get(name), torch.Tensor):
-            return kwargs[name].shape[0]
-    tensors = [v for v in [*args, *kwargs.values()] if isinstance(v, torch.Tensor) and v.ndim]
-    return tensors[0].shape[0] if tensors else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from peft.enums import PeftType
 
 BUILT_IN = {  # peft_type -> the file that registers it
-    "LORA": "peft.methods.lora.lora",
+    "LORA": "peft.methods.lora.model",
     "TRAINABLE_TOKENS": "peft.methods.trainable_tokens",
     "PREFIX_TUNING": "peft.prompts.prefix",
     "PROMPT_TUNING": "peft.prompts.prompt_tuning",
@@ -29,6 +29,7 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "DELORA": "peft.methods.delora",
     "FOURIERFT": "peft.methods.fourierft",
     "FROD": "peft.methods.frod",
+    "FUSION": "peft.methods.fusion",
     "GLORA": "peft.methods.glora",
     "GRALORA": "peft.methods.gralora",
     "HIRA": "peft.methods.hira",
@@ -46,6 +47,7 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "PSOFT": "peft.methods.psoft",
     "PVERA": "peft.methods.pvera",
     "RANDLORA": "peft.methods.randlora",
+    "REFT": "peft.methods.reft",
     "ROAD": "peft.methods.road",
     "SHADOW": "peft.methods.shadow",
     "SHIRA": "peft.methods.shira",
@@ -54,6 +56,7 @@ BUILT_IN = {  # peft_type -> the file that registers it
     "UNILORA": "peft.methods.unilora",
     "VBLORA": "peft.methods.vblora",
     "VERA": "peft.methods.vera",
+    "WAVEFT": "peft.methods.waveft",
     "XLORA": "peft.methods.xlora",
 }
 

@@ -17,7 +17,8 @@ def get_peft_model(
 ):
     """Give a model an adapter: freeze the model, and return it wrapped so that the adapter is trained.
 
-    The class follows from peft_config.task_type. mixed: a PeftMixedModel, which can hold several methods.
+    peft_config: a config, or {adapter name: config} for several methods at once, which gives a PeftStackedModel. Else
+    the class follows from peft_config.task_type. mixed: a PeftMixedModel, which can hold several methods.
     autocast_adapter_dtype: adapter weights of a half-precision model are float32. low_cpu_mem_usage: on the meta
     device, for a loader. Raises ConfigError, NoMatchingPeftModuleError or ValueError where config and model do not fit.
     """
@@ -29,6 +30,10 @@ def get_peft_model(
             "call .unload() on the first PeftModel before.",
             stacklevel=2,
         )
+    if isinstance(peft_config, dict):
+        from peft.stacked import PeftStackedModel
+
+        return PeftStackedModel(model, peft_config, autocast_adapter_dtype, low_cpu_mem_usage)
     if revision is not None:
         peft_config.revision = revision
     name = model.__dict__.get("name_or_path") or getattr(getattr(model, "config", None), "_name_or_path", None)

@@ -1,32 +1,43 @@
-"""The command `peft`: find the sub-command, parse its options, turn what went wrong into one line and an exit code."""
+"""The command `peft`: find the sub-command, parse its options, turn what went wrong into one line and an exit code.
+
+Every file in `peft_run/commands` is a command. It has
+
+    HELP = {"en": ..., "zh": ...}      one line
+    ALIASES = ("sft",)                 optional: other names, not listed
+    def add_arguments(parser)
+    def main(args) -> int | None       args has .console, .lang, .offline, .debug, .json and .quiet besides its own
+
+and imports only the standard library at its top, so that `peft --help` is instant.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
+import os
+import pkgutil
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from types import ModuleType
 
-from peft_run import demo, methods
+from peft_run import commands
+from peft_run.console import Console
 from peft_run.errors import INTERRUPTED, RunError
+from peft_run.messages import LANGUAGES, default_language, sentence
+from peft_run.options import free_options
 
 
-class Command(NamedTuple):
-    help: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-
-
-# The modules named here import torch and transformers inside their functions only, so that `peft --help` is instant.
-COMMANDS = {
-    "methods": Command("list the tuning methods and when to use them", methods.add_options, methods.run),
-    "demo": Command("fine-tune a small real model on this machine and show what changed", demo.add_options, demo.run),
-}
+def table() -> dict[str, ModuleType]:
+    """name -> the module of the command; `_` in a file name is `-` in the name of the command."""
+    names = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+    return {name.replace("_", "-"): importlib.import_module(f"peft_run.commands.{name}") for name in names}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = top_parser()
+    known = table()
+    language = language_of(sys.argv[1:] if argv is None else argv)
+    parser = top_parser(known, language)
     chosen = parser.parse_args(argv)
     if chosen.version:
         import peft  # only now: it loads torch
@@ -36,50 +47,124 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.command is None:
         parser.print_help()
         return 0
-    if chosen.command not in COMMANDS:
-        parser.error(unknown_command(chosen.command))
-    return run_command(chosen.command, chosen.options)
+    name = find(chosen.command, known)
+    if name is None:
+        parser.error(unknown_command(chosen.command, known, language))
+    return run_command(name, known[name], chosen.options, language)
 
 
-def top_parser() -> argparse.ArgumentParser:
-    width = max(map(len, COMMANDS))
+def language_of(argv: Sequence[str]) -> str:
+    """The language is needed before the options are parsed: for help, and for what is wrong with them."""
+    for option, value in zip(argv, [*argv[1:], ""]):
+        asked = value if option == "--lang" else option.partition("--lang=")[2]
+        if asked in LANGUAGES:
+            return asked
+    return default_language()
+
+
+def top_parser(known: dict[str, ModuleType], language: str) -> argparse.ArgumentParser:
+    width = max(map(len, known))
     parser = argparse.ArgumentParser(
         prog="peft",
         usage="peft COMMAND [options]",
-        description="Parameter-efficient fine-tuning: adapt a large frozen model by training a small part of it.",
+        description=sentence("cli.about", language),
         epilog="\n".join(
-            ["commands:"]
-            + [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
-            + ["", "peft COMMAND --help lists the options of a command."]
+            [sentence("cli.commands", language)]
+            + [f"  {name:{width}}  {module.HELP[language]}" for name, module in known.items()]
+            + ["", sentence("cli.more", language)]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="show the version of peft and exit")
+    parser.add_argument("--lang", choices=LANGUAGES, help=sentence("cli.lang_help", language))
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
-def unknown_command(name: str) -> str:
-    nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    hint = f"Did you mean `{nearest[0]}`?" if nearest else f"There is: {', '.join(COMMANDS)}."
-    return f"unknown command `{name}`. {hint}"
+def find(name: str, known: dict[str, ModuleType]) -> str | None:
+    """The command called `name`, or that has it as an alias."""
+    if name in known:
+        return name
+    return next((own for own, module in known.items() if name in getattr(module, "ALIASES", ())), None)
 
 
-def run_command(name: str, options: Sequence[str]) -> int:
-    command = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"peft {name}", description=command.help[:1].upper() + command.help[1:] + ".")
-    command.add_options(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(options)
+def unknown_command(name: str, known: dict[str, ModuleType], language: str) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if nearest:
+        return sentence("cli.unknown_command", language, name=name, nearest=nearest[0])
+    return sentence("cli.no_such_command", language, name=name, known=", ".join(known))
+
+
+def run_command(name: str, command: ModuleType, options: Sequence[str], language: str) -> int:
+    text = command.HELP[language]
+    parser = argparse.ArgumentParser(
+        prog=f"peft {name}", description=f"{text[:1].upper()}{text[1:]}", allow_abbrev=False
+    )
+    command.add_arguments(parser)
+    add_common_arguments(parser, language)
+    args, free = parser.parse_known_args(options)
+    if free and not getattr(args, "free_options", False):
+        parser.error(unknown_option(free[0], name, parser, language))
+    args.free = free_options(free)
+    args.lang = args.lang or language
+    args.console = Console(args.lang, quiet=args.quiet)
     try:
-        return command.run(arguments)
+        if args.offline:
+            from peft_run.offline import go_offline
+
+            go_offline()
+        return command.main(args) or 0
     except KeyboardInterrupt:
+        print(f"peft {name}: {sentence('cli.interrupted', args.lang)}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # `peft ... | head`: nobody reads any more, which is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
-        if arguments.debug:
+        if args.debug:
             raise
-        expected = isinstance(error, RunError)
-        text = str(error) if expected else f"{type(error).__name__}: {error} (`--debug` shows where)"
-        print(f"peft {name}: error: {text}", file=sys.stderr)
-        return error.exit_code if expected else RunError.exit_code
+        print(sentence("cli.error", args.lang, command=name, text=describe(error, args.lang)), file=sys.stderr)
+        return exit_code(error)
+
+
+def unknown_option(option: str, name: str, parser: argparse.ArgumentParser, language: str) -> str:
+    near = difflib.get_close_matches(option, parser._option_string_actions, n=1)
+    hint = sentence("cli.did_you_mean", language, name=near[0]) if near else ""
+    return sentence("cli.unknown_option", language, option=option, nearest=hint, command=name)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, language: str) -> None:
+    """What every command has; one that wants another meaning of an option declares it first."""
+    taken = parser._option_string_actions
+    for option, settings in {
+        "--lang": {"choices": LANGUAGES},
+        "--offline": {"action": "store_true"},
+        "--json": {"action": "store_true"},
+        "--quiet": {"action": "store_true"},
+        "--debug": {"action": "store_true"},
+    }.items():
+        if option not in taken:
+            names = ("-q", option) if option == "--quiet" else (option,)
+            parser.add_argument(*names, help=sentence(f"cli.{option[2:]}_help", language), **settings)
+
+
+def describe(error: Exception, language: str) -> str:
+    """An error in one line."""
+    if isinstance(error, RunError):
+        return error.tell(language)
+    if isinstance(error, OSError) and error.filename is not None:
+        return sentence("cli.os_error", language, path=error.filename, reason=error.strerror)
+    text = " ".join(str(error).split())
+    if type(error).__module__.startswith("peft."):  # the library's own errors say all there is to say
+        return text
+    return sentence("cli.unexpected", language, kind=type(error).__name__, error=text)
+
+
+def exit_code(error: Exception) -> int:
+    """RunErrors know theirs; a config that the library refuses is a wrong recipe."""
+    names = {base.__name__ for base in type(error).__mro__}
+    if names & {"ConfigError", "NoMatchingPeftModuleError"}:
+        return 2
+    return getattr(error, "exit_code", 1)

@@ -28,11 +28,13 @@ BATCH = 8
 LEARNING_RATE = 5e-4
 PROOF_PROMPTS = 4
 METRICS = "metrics.json"
+QUANTIZED = ("nf4", "int8")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, help=f"training steps (default: {STEPS})")
     parser.add_argument("--rank", type=positive, default=8, help="rank of the LoRA matrices (default: 8)")
+    parser.add_argument("--quantize", choices=QUANTIZED, help="train on a base in 4 or 8 bits (QLoRA)")
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     parser.add_argument("--seed", type=int, default=0, help="of the data split and the training (default: 0)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps: shows that it runs, learns nothing")
@@ -50,6 +52,8 @@ def positive(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     for package in ("gguf", "transformers", "rich"):
         require(package, extra="demo")
+    if options.quantize:
+        require("bitsandbytes", extra="quant")
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output} is a file; give a folder.")
     from transformers.utils import logging
@@ -74,7 +78,7 @@ def tell_story(options: argparse.Namespace, output: Output, say: Say) -> int:
     start = time.monotonic()
     say("demo.task")
     base_folder = smollm2()
-    say("demo.model", path=base_folder)
+    say("demo.model", path=f"{base_folder}, {options.quantize}" if options.quantize else base_folder)
     training, held_out = load_reviews(options.seed)
     if options.quick:
         held_out = held_out[:QUICK_HELD_OUT]
@@ -84,11 +88,10 @@ def tell_story(options: argparse.Namespace, output: Output, say: Say) -> int:
 
     torch.manual_seed(options.seed)
     task = SentimentTask(AutoTokenizer.from_pretrained(base_folder))
-    base = load_base(base_folder, precision.dtype)
-    before = task.score(base, held_out)
+    # Wrapped before anything runs: peft keeps the scales that bitsandbytes rounds in its first evaluation on a CPU.
+    model = with_lora(load_base(base_folder, precision.dtype, options.quantize), options.rank)
+    before = task.score(model.get_base_model(), held_out)
     say("demo.before", **before._asdict())
-
-    model = with_lora(base, options.rank)
     steps = options.steps or (QUICK_STEPS if options.quick else STEPS)
     taken = fine_tune(model, task, training, steps, options.seed, output, say)
     # Saved before anything else, so that no later trouble can lose the training. Old figures do not belong to it.
@@ -105,13 +108,14 @@ def tell_story(options: argparse.Namespace, output: Output, say: Say) -> int:
     say("demo.saved", output=options.output, megabytes=megabytes)
 
     prompts = [task.prompt(review) for review in held_out[:PROOF_PROMPTS]]
-    proof = prove(model, load_base(base_folder, torch.float32), options.output, prompts)
+    proof = prove(model, load_base(base_folder, torch.float32, options.quantize), options.output, prompts)
     differences = {"tolerance": TOLERANCE, **proof._asdict()}
     say("demo.proof", **differences)
 
     seconds = time.monotonic() - start
     result = {
         "base": str(base_folder),
+        "quantized": options.quantize,
         "adapter": str(options.output),
         "steps": steps,
         "rank": options.rank,
@@ -140,10 +144,12 @@ def tell_story(options: argparse.Namespace, output: Output, say: Say) -> int:
     return 0
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_base(folder: Path, dtype: torch.dtype, quantize: str | None = None) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    from peft_run.precision import quantization
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **quantization(quantize, dtype))
 
 
 def with_lora(base: PreTrainedModel, rank: int) -> PeftModel:

@@ -32,6 +32,11 @@ LAYER_TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# llama.cpp's names for how a text is split before BPE: the types of the steps, and their one setting.
+PRE_TOKENIZERS = {
+    "smollm": [("Digits", True), ("ByteLevel", True)],
+    "gpt-2": [("ByteLevel", True)],
+}
 CONTROL_TOKEN = 3  # gguf.TokenType.CONTROL
 
 
@@ -68,9 +73,10 @@ class GgufLlama:
             rms_norm_eps=float(f"{self['llama.attention.layer_norm_rms_epsilon']:.6g}"),
             rope_parameters={"rope_type": "default", "rope_theta": self.get("llama.rope.freq_base", 10000.0)},
             tie_word_embeddings=all(tensor.name != "output.weight" for tensor in self._reader.tensors),
-            bos_token_id=self["tokenizer.ggml.bos_token_id"],
-            eos_token_id=self["tokenizer.ggml.eos_token_id"],
-            pad_token_id=self["tokenizer.ggml.padding_token_id"],
+            head_dim=self.get("llama.attention.key_length", self["llama.embedding_length"] // heads),
+            bos_token_id=self.get("tokenizer.ggml.bos_token_id", None),
+            eos_token_id=self.get("tokenizer.ggml.eos_token_id", None),
+            pad_token_id=self.get("tokenizer.ggml.padding_token_id", None),
         )
 
     def model(self, dtype: torch.dtype) -> LlamaForCausalLM:
@@ -96,33 +102,38 @@ class GgufLlama:
         return weight.copy()
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Byte-level BPE; the pre-tokenizer is the one llama.cpp names `smollm`: single digits, then GPT-2's rule."""
+        """Byte-level BPE, after a rule of PRE_TOKENIZERS."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
         kind = (self["tokenizer.ggml.model"], self.get("tokenizer.ggml.pre", None))
-        if kind != ("gpt2", "smollm"):
-            raise RunError(f"{self.path.name} has a tokenizer of kind {kind}; only ('gpt2', 'smollm') is supported.")
+        if kind[0] != "gpt2" or kind[1] not in PRE_TOKENIZERS:
+            known = " and ".join(f"('gpt2', {name!r})" for name in PRE_TOKENIZERS)
+            raise RunError(f"{self.path.name} has a tokenizer of kind {kind}; only {known} are supported.")
         tokens = self["tokenizer.ggml.tokens"]
-        merges = [tuple(merge.split(" ")) for merge in self["tokenizer.ggml.merges"]]
+        merges = [tuple(merge.split(" ")) for merge in self.get("tokenizer.ggml.merges", [])]
         bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+        steps = {
+            "Digits": lambda: pre_tokenizers.Digits(individual_digits=True),
+            "ByteLevel": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+        }
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([steps[step]() for step, _ in PRE_TOKENIZERS[kind[1]]])
         bpe.decoder = decoders.ByteLevel()
         bpe.add_special_tokens(
             [token for token, kind in zip(tokens, self["tokenizer.ggml.token_type"]) if kind == CONTROL_TOKEN]
         )
         return PreTrainedTokenizerFast(
             tokenizer_object=bpe,
-            bos_token=tokens[self["tokenizer.ggml.bos_token_id"]],
-            eos_token=tokens[self["tokenizer.ggml.eos_token_id"]],
-            pad_token=tokens[self["tokenizer.ggml.padding_token_id"]],
-            unk_token=tokens[self["tokenizer.ggml.unknown_token_id"]],
-            chat_template=self["tokenizer.chat_template"],
+            **self._special_tokens(tokens),
+            chat_template=self.get("tokenizer.chat_template", None),
             model_max_length=self["llama.context_length"],
             clean_up_tokenization_spaces=False,
         )
+
+    def _special_tokens(self, tokens: list[str]) -> dict[str, str]:
+        names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+        ids = {ours: self.get(f"tokenizer.ggml.{theirs}_token_id", None) for ours, theirs in names.items()}
+        return {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
 
 
 def transformers_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -39,3 +39,37 @@ def product_seconds(dtype: torch.dtype) -> float:
     start = time.perf_counter()
     torch.nn.functional.linear(inputs, weight)
     return time.perf_counter() - start
+
+
+def quantization(storage: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` must be given for a base whose linear layers are stored in 4 or 8 bits."""
+    if storage is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if storage == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=storage,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config}
+
+
+def compute_exactly(model: torch.nn.Module) -> bool:
+    """Let the model's quantized layers, if it has any, multiply in float32, without rounding activations too.
+
+    In evaluation mode their library takes kernels that round. Returns whether there are such layers.
+    """
+    import torch
+
+    found = False
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
+            found = module.training = True
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = torch.float32
+    return found

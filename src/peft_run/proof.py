@@ -31,17 +31,21 @@ def prove(trained: PeftModel, base: PreTrainedModel, adapter: Path, prompts: Seq
     """`base` must be fresh and in float32. `trained` is turned into float32 and stays so.
 
     In bfloat16 a merged weight is rounded to 8 bits, whatever the library does: a difference would prove nothing. The
-    weights of the base are bfloat16 numbers, so float32 holds exactly those it was trained on.
+    weights of the base are bfloat16 numbers, so float32 holds exactly those it was trained on. A quantized base is the
+    one that was trained on, too; what it stands for is what the adapter is merged into.
     """
     from peft import PeftModel
+    from peft_run.precision import compute_exactly
 
     trained = trained.float().eval()
+    quantized = compute_exactly(trained.get_base_model())
     expected = logits_of(trained, prompts)
     with trained.disable_adapter():
         effect = largest_difference(logits_of(trained, prompts), expected)
     reloaded_model = PeftModel.from_pretrained(base, adapter).eval()
+    compute_exactly(reloaded_model.get_base_model())
     reloaded = largest_difference(logits_of(reloaded_model, prompts), expected)
-    merged_model = reloaded_model.merge_and_unload()
+    merged_model = reloaded_model.merge_and_unload(**({"target": "dequantized"} if quantized else {}))
     merged = largest_difference(logits_of(merged_model, prompts), expected)
     return Proof(effect, reloaded, merged)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from peft_run.interruption import interruption
 from peft_run.progress import Report
 
 if TYPE_CHECKING:
@@ -48,20 +47,3 @@ def train(
 def warmup_then_decay(step: int, steps: int) -> float:
     """The factor on the learning rate: up to 1 over the warm-up, then down in a straight line."""
     return min((step + 1) / max(1.0, WARMUP * steps), (steps - step) / steps)
-
-
-@contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the loop to stop after the current step, so that what it leaves is whole; a second one kills."""
-    pressed = False
-
-    def remember(signal_number: int, frame: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -118,10 +118,13 @@ def peft_slots(model: nn.Module, name: str) -> list:
 
 
 @quiet
-def wrapped(example: Example, dtype: torch.dtype = torch.float32, trained: bool = True, **changes: Any) -> Any:
-    """The base with the example's adapter, in eval mode."""
+def wrapped(
+    example: Example, dtype: torch.dtype = torch.float32, trained: bool = True, base: Any = None, **changes: Any
+) -> Any:
+    """The base (another one, if given) with the example's adapter, in eval mode."""
     torch.manual_seed(0)
-    model = peft.get_peft_model(example.make_base(dtype), example.make_config(**changes))
+    base = example.make_base(dtype) if base is None else base
+    model = peft.get_peft_model(base, example.make_config(**changes))
     if trained:
         train_a_little(model)
     return bound(model.eval(), example)
@@ -145,9 +148,9 @@ class _AddArguments:
 
 
 @quiet
-def with_second(example: Example, dtype: torch.dtype = torch.float32) -> Any:
+def with_second(example: Example, dtype: torch.dtype = torch.float32, base: Any = None) -> Any:
     """The base with two adapters, "default" and "second"; the first is active."""
-    model = wrapped(example, dtype)
+    model = wrapped(example, dtype, base=base)
     model.add_adapter("second", example.make_config(**example.second))
     train_a_little(model, "second", 5000)
     return model.eval()
@@ -168,7 +171,13 @@ def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two dicts hold the same keys and bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+    return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if hasattr(a, "__tensor_flatten__"):  # made of several, which know more operations than it does
+        return type(a) is type(b) and all(_same(getattr(a, n), getattr(b, n)) for n in a.__tensor_flatten__()[0])
+    return torch.equal(a, b) and a.dtype == b.dtype
 
 
 # -- the oracle --------------------------------------------------------------------------------------------------

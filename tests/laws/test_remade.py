@@ -10,7 +10,7 @@ from test_training import run_backward
 from torch.utils.checkpoint import checkpoint
 
 from peft.core.adapter import Adapter
-from peft.ops import lowrank, remade
+from peft.ops import lowrank, product, remade
 from peft.registry import method
 
 
@@ -41,7 +41,7 @@ def taken(monkeypatch):
 
 def plain(monkeypatch):
     """From here on, plain operations."""
-    monkeypatch.setattr(lowrank, "transparent", lambda base, x: False)
+    monkeypatch.setattr(product, "weight_of", lambda base, x, backend: None)
 
 
 @each

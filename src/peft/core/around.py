@@ -1,7 +1,22 @@
-"""Something before and after each forward of a model, for code that calls the model itself, as generate does."""
+"""The arguments of a forward, and something before and after each, for code that calls the model itself (generate)."""
 
 import contextlib
+import inspect
 import threading
+
+_PARAMETERS: dict = {}  # no functools.cache: torch.compile would warn of it
+
+
+def parameters_of(cls):
+    """The parameters of a model class' forward, by name."""
+    if cls not in _PARAMETERS:
+        _PARAMETERS[cls] = dict(list(inspect.signature(cls.forward).parameters.items())[1:])
+    return _PARAMETERS[cls]
+
+
+def by_name(model, args, kwargs):
+    """The arguments of a forward of `model`, {name: value}."""
+    return {**dict(zip(parameters_of(type(model)), args)), **kwargs}
 
 
 @contextlib.contextmanager

@@ -4,107 +4,18 @@ import warnings
 from collections import namedtuple
 
 import torch
-from torch import nn
 
-from peft.core import match
-from peft.core.adapter import Slot, module_slots
+from peft.core import biases, match
 from peft.core.layer import AdapterLayer
+from peft.core.slots import PREFIX, adapter_slots, base_slots, registry_of, tuner_parts
 from peft.core.wrappers import AuxiliaryTrainingWrapper
 from peft.errors import AdapterMismatchError, CheckpointError, PeftWarning, nearest
+from peft.ops.finite import keys_not_finite
 from peft.storage import hub
 from peft.storage.files import read_json
 
-PREFIX = "base_model.model."  # how file keys of a wrapped model begin
 EMBEDDING_LAYER_NAMES = ["embed_tokens", "lm_head"]
 LoadResult = namedtuple("LoadResult", ["missing_keys", "unexpected_keys", "mismatched_keys"])
-
-
-def tuner_parts(model):
-    """(key prefix, base model, config dict) of a PeftModel, a tuner, or a model with injected adapters."""
-    if "base_model" in model._modules:  # PeftModel
-        inner = model._modules["base_model"]
-        if "model" in inner._modules and hasattr(inner, "layers") and hasattr(inner, "extras"):
-            return PREFIX, inner.model, model.peft_config
-        return "base_model.", inner, model.peft_config
-    if hasattr(type(model), "layer_cls"):
-        return "model.", model.model, model.peft_config
-    return "", model, getattr(model, "peft_config", {})
-
-
-def tuner_of(model):
-    """The tuner of a PeftModel, or the model itself if it is one, or None."""
-    tuner = model._modules.get("base_model", model)
-    return tuner if hasattr(type(tuner), "layer_cls") else None
-
-
-def adapter_slots(model, adapter_name):
-    """The `Slot`s of everything that a file holds of one adapter; `key` and `file_key` are full."""
-    prefix, base, _ = tuner_parts(model)
-    layers, extras = registry_of(model, base)
-    slots = []
-    for path, layer in layers.items():
-        if (adapter := layer.adapters.get(adapter_name)) is None:
-            continue
-        device = layer.placement()["device"]
-        path = f"{prefix}{path}."
-        for slot in adapter.saved_slots():
-            slot.device = device
-            slot.file_key, slot.key = path + adapter.file_key(slot.key, adapter_name), path + slot.key
-            slots.append(slot)
-    if (tuner := tuner_of(model)) is not None:
-        above = prefix.removesuffix("model.")
-        for slot in tuner.own_slots(adapter_name):
-            slot.file_key, slot.key = above + slot.file_key, above + slot.key
-            slots.append(slot)
-    for path, wrapper in extras.items():
-        if adapter_name not in wrapper.adapter_names:
-            continue
-        device = next((p.device for p in wrapper.original_module.parameters()), None)
-        for slot in wrapper.saved_slots(adapter_name):
-            slot.device = device
-            slot.file_key, slot.key = f"{prefix}{path}.{slot.file_key}", f"{prefix}{path}.{slot.key}"
-            slots.append(slot)
-    return slots
-
-
-def registry_of(model, base):
-    """({path: AdapterLayer}, {path: wrapper}): the tuner's registry, or, without a tuner, from a walk of the model."""
-    if (tuner := tuner_of(model)) is not None:
-        return tuner.layers, tuner.extras
-    layers, extras = {}, {}
-    for _, path, module in match.walk(base):
-        while isinstance(module, AdapterLayer):
-            layers[path] = module
-            module, path = module._modules["base_layer"], f"{path}.base_layer"
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            extras[path] = module
-    return layers, extras
-
-
-def base_slots(model):
-    """{key: Slot} of the base model's own tensors, as they stand in the wrapped model."""
-    prefix, base, _ = tuner_parts(model)
-    slots = {}
-    seen = [("", "", base), *match.walk(base)]
-    for _, path, module in seen:
-        while isinstance(module, AdapterLayer):
-            module, path = module._modules["base_layer"], f"{path}.base_layer"
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            path = (
-                f"{path}.original_module"
-                if "original_module" in module._modules
-                else f"{path}.token_adapter.base_layer"
-            )
-            for slot in module_slots(module.original_module, f"{prefix}{path}."):
-                slot.file_key = slot.key
-                slots[slot.key] = slot
-            continue
-        for owner in (module._parameters, module._buffers):
-            for name, t in owner.items():
-                if t is not None and name not in module._non_persistent_buffers_set:
-                    key = f"{prefix}{path}.{name}" if path else f"{prefix}{name}"
-                    slots[key] = Slot(key, t, owner, name, key)
-    return slots
 
 
 def get_peft_model_state_dict(
@@ -125,7 +36,7 @@ def get_peft_model_state_dict(
         slots = adapter_slots(model, adapter_name)
     else:
         tensors, slots = {}, adapter_slots(model, adapter_name)
-        slots += _bias_slots(model, config, slots, adapter_name)
+        slots += biases.slots_of(model, config, slots, adapter_name)
     for slot in slots:
         tensors[slot.file_key] = _value(slot, state_dict)
     for adapter_cls in _methods(model, base, adapter_name):
@@ -151,19 +62,6 @@ def _value(slot, state_dict):
         return state_dict[slot.key]
     compiled = {k.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", ""): v for k, v in state_dict.items()}
     return compiled.get(slot.key, slot.tensor.detach())
-
-
-def _bias_slots(model, config, adapter, adapter_name):
-    """The base's biases that `config.bias` trains."""
-    mode = getattr(config, "bias", "none")
-    if mode == "none":
-        return []
-    biases = {k: s for k, s in base_slots(model).items() if k.rpartition(".")[2].endswith("bias")}
-    if mode == "all":
-        return list(biases.values())
-    marker = f".{adapter_name}"
-    layers = {s.key.rpartition(marker)[0].rpartition(".")[0] for s in adapter}
-    return [s for k, s in biases.items() if k.rpartition(".base_layer.")[0] in layers]
 
 
 def _embedding_slots(model, base, config, wanted):
@@ -274,8 +172,7 @@ def fill(slot, value, take=False):
             old.copy_(value)
         return
     device = (slot.device or value.device) if old.is_meta else old.device
-    new = value.detach().to(dtype=old.dtype, device=device)
-    slot.owner[slot.name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    slot.replace(value.detach().to(dtype=old.dtype, device=device))
 
 
 def _without_alien_prefix(tensors, slots, prefix):
@@ -335,7 +232,7 @@ def _check(name, tensors, slots, missing, unexpected, strict):
             f"{len(wrong)} tensors of adapter {name!r}, for example {wrong[0]!r}, are {tensors[wrong[0]].dtype}; the "
             f"adapter needs {slots[wrong[0]].tensor.dtype}. Nothing was loaded."
         )
-    if damaged := not_finite(tensors):
+    if damaged := keys_not_finite(tensors):
         raise CheckpointError(
             f"{len(damaged)} tensors of adapter {name!r}, for example {damaged[0]!r}, have values that are not finite "
             "(NaN or infinite): the training that made it diverged, or the file is damaged. Nothing was loaded."
@@ -350,19 +247,6 @@ def _check(name, tensors, slots, missing, unexpected, strict):
 def _same_sort(a, b):
     """Whether one dtype can stand for another: both are real floats, or neither is."""
     return a.is_floating_point() == b.is_floating_point() and a.is_complex() == b.is_complex()
-
-
-def not_finite(tensors):
-    """Keys of the float tensors that hold NaN or infinity; one pass over the values."""
-    keys = [k for k, t in tensors.items() if t.is_floating_point() and not t.is_meta and t.numel() and t.itemsize > 1]
-    if not keys:
-        return []
-    try:  # a norm of finite numbers is finite but for overflow, and takes a tenth of the time of isfinite()
-        norms = torch.stack([n.float().cpu() for n in torch._foreach_norm([tensors[k] for k in keys])]).isfinite()
-        keys = [k for k, finite in zip(keys, norms.tolist()) if not finite]
-    except (RuntimeError, NotImplementedError):  # a dtype or tensor subclass that the batched form does not know
-        pass
-    return [k for k in keys if not tensors[k].isfinite().all()]
 
 
 def warn_about(result, adapter_name):
@@ -398,8 +282,10 @@ def set_base_model_state_dict(model, state_dict, strict=True):
     if strict and (missing or unexpected):
         raise RuntimeError(f"The state_dict does not fit the base model: missing {missing}, unexpected {unexpected}.")
     for key, slot in slots.items():
-        if key in state_dict:
+        if key in state_dict and slot.owner is not None:
             fill(slot, state_dict[key])
+        elif key in state_dict and not torch.equal(slot.tensor, state_dict[key]):
+            raise RuntimeError(f"{key} belongs to a quantized weight, which can only be loaded with its whole layer.")
     return LoadResult(missing, unexpected, [])
 
 

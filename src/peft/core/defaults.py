@@ -273,3 +273,6 @@ BOTTLENECK_SITES = {
 
 # What to do to a prefix's keys and values by model type. Empty since transformers' caches have one layout for all.
 TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING: dict = {}
+
+# What models call the lists of their blocks.
+BLOCK_LISTS = ("layers", "layer", "h", "block", "blocks")

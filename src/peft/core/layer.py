@@ -1,19 +1,22 @@
 """The one wrapper around a base layer: adapters by name, activation, forward, merge, for every method alike."""
 
 import itertools
-import math
 import warnings
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from peft import layers, quant
+from peft.core import compose
 from peft.core.adapter import Adapter
+from peft.core.scaling import Scalable
 from peft.core.state import AdapterState, Stray, Switchable
-from peft.errors import AdapterError, CheckpointError, ConfigError, MergeError
+from peft.errors import AdapterError, ConfigError, MergeError
+from peft.ops.finite import not_finite
 
 
-class AdapterLayer(Switchable, nn.Module):
+class AdapterLayer(Switchable, Scalable, nn.Module):
     """A base layer with adapters. Each method has a subclass that names its `adapter_cls`, for isinstance and repr.
 
     adapters  {adapter name: Adapter}; the tensors lie in containers named after the adapter's fields
@@ -98,6 +101,20 @@ class AdapterLayer(Switchable, nn.Module):
         packed = self._undo[0][1] if self._undo else self.backend.get(base, self.kind.param)
         return self.kind.canon(self.backend.unpack(base, packed))
 
+    def set_base_weight(self, W):
+        """Make a canonical W the base weight, stored as the one that it replaces."""
+        base, param = self.get_base_layer(), self.kind.param
+        old = self.backend.get(base, param)
+        self.backend.put(base, param, self.backend.pack(base, self.kind.uncanon(W), old))
+
+    def readable_base(self):
+        """The base layer, or where its weight holds no numbers that mean something alone, one with those it stands for.
+
+        For functions of the user's that look at a layer.
+        """
+        base = self.get_base_layer()
+        return SimpleNamespace(weight=self.kind.uncanon(self.base_weight())) if self.backend.name else base
+
     def base_bias(self):
         """The pristine bias or None, also while merged."""
         return self._undo[0][2] if self._undo else getattr(self.get_base_layer(), "bias", None)
@@ -160,31 +177,6 @@ class AdapterLayer(Switchable, nn.Module):
             for slot in adapter.fields[field].slots_of(adapter):
                 slot.tensor.requires_grad = False
         self.kind.added(self, name, config, autocast=autocast, empty=empty)
-
-    def settle(self, name):
-        """Give what a file left out, and is still on the meta device, its initial values."""
-        adapter = self.adapters[name]
-        slots = [s for s in adapter.saved_slots() if s.owner is not None]
-        if not any(s.tensor.is_meta for s in slots):
-            return
-        device = self.placement()["device"]
-        size = sum(s.tensor.numel() for s in slots if s.tensor.is_meta)
-        if size > 16 * max(math.prod(self.shape), 1 << 16):  # r=10**8 in a hostile file would fill the memory
-            raise CheckpointError(
-                f"The file of adapter {name!r} leaves out {adapter.key or type(self.get_base_layer()).__name__}, whose "
-                f"settings ask for {size:,} numbers, many more than the layer has itself. They are wrong."
-            )
-        filled = [(s, s.tensor.detach().clone()) for s in slots if not s.tensor.is_meta]
-        for slot in slots:
-            if slot.tensor.is_meta:
-                old = slot.tensor
-                new = torch.empty_like(old, device=device)
-                slot.owner[slot.name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-        with torch.no_grad():
-            adapter.reset(adapter.config)
-            for slot, value in filled:
-                slot.owner[slot.name].copy_(value)
-        self._changed()
 
     def delete_adapter(self, name):
         """Remove an adapter; raises AdapterError while it is merged."""
@@ -253,6 +245,8 @@ class AdapterLayer(Switchable, nn.Module):
         state = self.state
         if state.calls and state.enabled and (call := state.call()) is not None and call.names is not None:
             return self._forward_call(call, x, *args, **kwargs)
+        if state.block is not None and state.enabled:
+            return compose.forward(self, state.block, x, *args, **kwargs)
         if self._undo or not state.enabled:
             merged = self.merged_adapters
             if not state.enabled:
@@ -310,22 +304,20 @@ class AdapterLayer(Switchable, nn.Module):
         packed, bias = backend.get(base, param), getattr(base, "bias", None)
         with torch.no_grad():
             W, W0 = self.kind.canon(backend.unpack(base, packed)), self.base_weight()
-            if adapter.parallel and self._undo:
+            if backend.lossy and self._undo:  # all from the pristine weight, so that it is rounded only once
+                merged = self.adapted_weight([*(self.adapters[n] for n in self.merged_adapters), adapter], W0)
+            elif adapter.parallel and self._undo:
                 merged = W.float() + adapter.delta(W0.float())
             else:
                 merged = self.adapted_weight([adapter], W)
             new_bias = adapter.merged_bias(None if bias is None else bias.detach(), W0)
             merged = merged.to(W.dtype)
-            if _not_finite(merged) and (safe_merge or not _not_finite(W)):
-                raise MergeError(
-                    f"NaNs detected in the merged weights. The adapter {adapter.name} seems to be broken: merging it "
-                    f"into {adapter.key or type(base).__name__} gives values that are not finite."
-                )
+            check_finite(merged, W, safe_merge, adapter.name, adapter.key or type(base).__name__)
             new_packed = backend.pack(base, self.kind.uncanon(merged), packed)
         backend.put(base, param, new_packed)
         if new_bias is not None and new_bias is not bias and (bias is None or new_bias.data_ptr() != bias.data_ptr()):
             dtype = merged.dtype if bias is None else bias.dtype
-            base._parameters["bias"] = nn.Parameter(new_bias.to(dtype), requires_grad=False)
+            _set_bias(base, nn.Parameter(new_bias.to(dtype), requires_grad=False))
         return packed, bias
 
     def put_back_weight(self, packed, bias):
@@ -333,7 +325,7 @@ class AdapterLayer(Switchable, nn.Module):
         base = self.get_base_layer()
         self.backend.put(base, self.kind.param, packed)
         if getattr(base, "bias", None) is not bias:
-            base._parameters["bias"] = bias
+            _set_bias(base, bias)
 
     def _mergeable(self, names):
         names = self.state.active if names is None else names
@@ -377,31 +369,6 @@ class AdapterLayer(Switchable, nn.Module):
         with torch.no_grad():
             return self.kind.uncanon(self.adapters[adapter].delta(self.base_weight().float()))
 
-    # -- scaling, for methods that have one ----------------------------------------------------------------------
-    def set_scale(self, adapter, scale):
-        """Scale an adapter's update by `scale` times what it was made with."""
-        if adapter in self.adapters and "scaling" in self.__dict__:
-            self._rescale(adapter, scale * self.adapters[adapter].native_scaling())
-
-    def scale_layer(self, scale):
-        """Multiply the scaling of the active adapters."""
-        if scale != 1 and "scaling" in self.__dict__:
-            for adapter in self.live():
-                self.scaling[adapter.name] *= scale
-
-    def unscale_layer(self, scale=None):
-        """Undo `scale_layer(scale)`; None: back to the scaling that the adapters were made with."""
-        for adapter in self.live() if "scaling" in self.__dict__ else ():
-            name = adapter.name
-            self._rescale(name, adapter.native_scaling() if scale is None else self.scaling[name] / scale)
-
-    def _rescale(self, name, value):
-        """A scaling made a tensor for hotswapping stays that tensor: a compiled model has it as an input."""
-        if isinstance(self.scaling[name], torch.Tensor):
-            self.scaling[name].fill_(value)
-        else:
-            self.scaling[name] = float(value)
-
     def supports_lora_conversion(self, adapter_name="default"):
         """Whether a LoRA may come close to the adapter; for a name that is not here, to the method's own kind."""
         return self.adapters.get(adapter_name, self.adapter_cls).converts
@@ -419,25 +386,25 @@ def _check_kind(kind, base, adapter_cls):
         )
 
 
-class HiddenStatesLayer(AdapterLayer):
-    """A wrapper around a part of a transformer, which gets its hidden states by position or by name."""
-
-    def forward(self, *args, **kwargs):
-        if "hidden_states" in kwargs:
-            args = (kwargs.pop("hidden_states"), *args)
-        return super().forward(*args, **kwargs)
-
-
-def _not_finite(W):
-    """Whether W holds NaN or infinity; the sum, a tenth of the cost, tells for almost every sound weight."""
-    return not W.sum(dtype=torch.float32).isfinite() and not W.isfinite().all()
+def check_finite(merged, W, safe_merge, name, where):
+    """Raise MergeError where merging adapter `name` into W gives infinity or NaN (safe_merge: also if W had them)."""
+    if not_finite(merged) and (safe_merge or not not_finite(W)):
+        raise MergeError(
+            f"NaNs detected in the merged weights. The adapter {name} seems to be broken: merging it into {where} "
+            "gives values that are not finite."
+        )
 
 
 def _moved(kept, fn):
     """What a merge has put aside after `fn`; what a quantization library keeps moves with that library's own means."""
     if isinstance(kept, dict):
-        return {k: _moved(t, fn) if isinstance(t, nn.Parameter) else fn(t) for k, t in kept.items()}
+        return {k: fn(t) if type(t) is torch.Tensor else _moved(t, fn) for k, t in kept.items()}
     return nn.Parameter(fn(kept.data), kept.requires_grad) if type(kept) is nn.Parameter else kept
+
+
+def _set_bias(base, bias):
+    """Replace the bias where the layer keeps it: some quantized layers have it in a plain attribute."""
+    (base.__dict__ if "bias" in base.__dict__ else base._parameters)["bias"] = bias
 
 
 def _to_eval(module):

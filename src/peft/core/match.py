@@ -3,6 +3,10 @@
 import re
 import warnings
 
+from torch import nn
+
+from peft import quant
+from peft.core.defaults import BLOCK_LISTS
 from peft.core.layer import AdapterLayer
 from peft.core.wrappers import AuxiliaryTrainingWrapper
 from peft.errors import ConfigError, NoMatchingPeftModuleError, PeftWarning, nearest
@@ -32,6 +36,16 @@ def walk(model):
         for name, child in reversed(module._modules.items()):
             if child is not None:
                 stack.append((f"{key}.{name}" if key else name, f"{path}.{name}" if path else name, child))
+
+
+def block_lists(model):
+    """[(key, list)] of a model's lists of blocks, without lists that lie within a block."""
+    found = []
+    for key, _, module in walk(model):
+        named = isinstance(module, nn.ModuleList) and key.rpartition(".")[2] in BLOCK_LISTS
+        if named and len(module) and not any(key.startswith(f"{outer}.") for outer, _ in found):
+            found.append((key, module))
+    return found
 
 
 class Names:
@@ -196,15 +210,13 @@ def warn_unused(model, modules, excluded, parameters):
 
 def all_linear(model, task_type=None):
     """Names of all linear layers but the output embedding (and, for sequence classifiers, the head)."""
-    from torch import nn
-
     linear, skip = [], set()
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     heads = HEAD_NAMES if task_type == "SEQ_CLS" else ()
     for key, _, module in walk(model):
         while isinstance(module, AdapterLayer):
             module = module._modules["base_layer"]
-        if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or quant.find(module).name):
             continue
         if (output is not None and module is output) or (heads and key.rpartition(".")[2] in heads):
             skip.add(key)

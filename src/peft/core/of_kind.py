@@ -12,9 +12,10 @@ class OfKind(type):
     layer with one active adapter. Classes derived from it are ordinary ones that start the same way.
     """
 
-    def __new__(meta, name, bases, namespace, kind=None, spatial=None, config=None):
-        if kind is not None:
-            namespace = {**namespace, "rule": (kind, spatial), "config_cls": config, "__init__": _start}
+    def __new__(meta, name, bases, namespace, rule=None, config=None):
+        """rule: (name of the kind, spatial dimensions or None, name of the backend)."""
+        if rule is not None:
+            namespace = {**namespace, "rule": rule, "config_cls": config, "__init__": _start}
         return super().__new__(meta, name, bases, namespace)
 
     def __init__(cls, name, bases, namespace, **_):
@@ -23,11 +24,11 @@ class OfKind(type):
     def __instancecheck__(cls, layer):
         if "rule" not in cls.__dict__:
             return super().__instancecheck__(layer)
-        kind, spatial = cls.rule
+        kind, spatial, backend = cls.rule
         return (
             isinstance(layer, cls.__base__)
             and layer.kind.name == kind
-            and not layer.backend.name
+            and layer.backend.name == backend
             and (spatial is None or layer.kind.spatial == spatial)
         )
 

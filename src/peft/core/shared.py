@@ -2,7 +2,7 @@
 
 import torch
 
-from peft.core.adapter import entry_slots
+from peft.core.fields import entry_slots
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ class AdapterState:
 
     active    names of the adapters that act, in order; a new tuple object at each change
     enabled   False: all layers compute what the base model would
+    block     None; or the Composition that says how they act together, where that is not one after the other
     calls     {thread id: Call}, the arguments of forwards now running that choose adapters for themselves; under None
               the last such call, for checkpointing that recomputes it after its forward has ended
     handed    {(thread id, name): tensor} that one layer of a forward hands to a later one
@@ -19,6 +20,7 @@ class AdapterState:
     def __init__(self, active=(), enabled=True):
         self.active = tuple(active)
         self.enabled = enabled
+        self.block = None
         self.calls = {}
         self.handed = {}
         self.strays = []  # layers that were switched one by one and so left this record

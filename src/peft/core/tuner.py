@@ -1,14 +1,17 @@
 """Model level: give a model's layers their adapters, switch them, merge them, take them away, for every method."""
 
+import contextlib
 import warnings
 
 from torch import nn
 
-from peft.core import extras, match, shared
+from peft import quant
+from peft.core import biases, extras, match, shared
+from peft.core.compose import ByRow, Composition
 from peft.core.layer import AdapterLayer
+from peft.core.slots import wrappers_in
 from peft.core.state import AdapterState
-from peft.core.wrappers import AuxiliaryTrainingWrapper
-from peft.errors import AdapterError, ConfigError, NoMatchingPeftModuleError
+from peft.errors import AdapterError, ConfigError, MergeError, NoMatchingPeftModuleError
 
 
 class Tuner(nn.Module):
@@ -59,6 +62,7 @@ class Tuner(nn.Module):
                 p.requires_grad = True
             raise
         self.set_adapter([adapter_name])
+        quant.attach(model)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -80,9 +84,17 @@ class Tuner(nn.Module):
         """What adapters need of a call, as a dict; taken out of kwargs where the base model does not know it."""
         return {}
 
+    def during_generate(self, arguments):
+        """A context for a generate, in which what `call_arguments` gave follows the forwards that it consists of."""
+        return contextlib.nullcontext()
+
     def own_slots(self, adapter_name):
         """The slots of what a file holds of an adapter beside its layers; keys and file keys are relative to this."""
         return shared.slots(self, adapter_name)
+
+    def file_path(self, path):
+        """The path of an adapted layer as the keys of a file have it."""
+        return path
 
     # -- injection -----------------------------------------------------------------------------------------------
     def inject_adapter(
@@ -109,7 +121,7 @@ class Tuner(nn.Module):
             extras.tie_adapters(self, adapter_name, config, how)
             if self._stale:
                 self._collect()
-            self._train_biases()
+            biases.train(self)
         except BaseException:
             self._collect()
             self._remove(adapter_name)
@@ -135,12 +147,11 @@ class Tuner(nn.Module):
 
     def check_new_config(self, adapter_name, config):
         """Raise ConfigError where a new adapter cannot share the model with those already there."""
-        biased = [n for n, c in self.peft_config.items() if getattr(c, "bias", "none") != "none"]
-        if len(self.peft_config) > 1 and len(biased) > 1:
-            raise ConfigError(
-                f"Only one adapter of a model may train the biases of the base, but {biased} all do. Set bias='none' "
-                "for all but one."
-            )
+        biases.check(self.peft_config)
+
+    def configs_like(self, config):
+        """The configs of all adapters of this method, also where others share the model."""
+        return [c for c in self.peft_config.values() if type(c) is type(config)]
 
     def prepare_model(self, config):
         """Change the model's structure before any layer is looked at."""
@@ -200,24 +211,7 @@ class Tuner(nn.Module):
     def _collect(self):
         """Rebuild the registry from the module tree. New dicts: other threads may be reading the old."""
         self._stale = False
-        layers, extras = {}, {}
-        for _, path, module in match.walk(self.model):
-            while isinstance(module, AdapterLayer):
-                layers[path] = module
-                module, path = module._modules["base_layer"], f"{path}.base_layer"
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                extras[path] = module
-        self.layers, self.extras = layers, extras
-
-    def _train_biases(self):
-        for name in self.state.active:
-            bias = getattr(self.peft_config.get(name), "bias", "none")
-            if bias == "all":
-                for _, _, module in match.walk(self.model):
-                    _train_bias(module)
-            elif bias != "none":
-                for layer in self.layers.values():
-                    _train_bias(layer)
+        self.layers, self.extras = wrappers_in(self.model)
 
     # -- activation ----------------------------------------------------------------------------------------------
     @property
@@ -235,17 +229,21 @@ class Tuner(nn.Module):
     def set_adapter(self, adapter_name, inference_mode=False):
         """Let these adapters act, and no others. They are trained unless made for inference; others are not.
 
-        Costs nothing per layer for adapters that are not trained. While merged: unmerges, with a warning.
+        adapter_name: one name, several, which then act one after the other, or a Composition of names. Costs nothing
+        per layer for adapters that are not trained. While merged: unmerges, with a warning.
         """
-        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
-        for wrapper in self.extras.values():
+        block = adapter_name if isinstance(adapter_name, Composition) else None
+        names = (adapter_name,) if isinstance(adapter_name, str) else block.names if block else tuple(adapter_name)
+        if block is not None:
+            block.check(self.layers)
+        for wrapper in self.extras.values() if not isinstance(block, ByRow) else ():
             wrapper.check_can_activate(names)
         merged = [layer for layer in self.layers.values() if layer.merged]
         if merged:
             warnings.warn("Some adapters are merged; they are unmerged before others are activated.", stacklevel=2)
             for layer in merged:
                 layer.unmerge()
-        before, self.state.active = self.state.active, names
+        before, self.state.active, self.state.block = self.state.active, names, block
         changed = {n for n in {*before, *names} if n in self.peft_config}
         for layer in self.layers.values():
             for name in changed:
@@ -255,7 +253,7 @@ class Tuner(nn.Module):
         for wrapper in self.extras.values():
             wrapper.mark_trainable(names, inference_mode)
         self._rejoin()
-        self._train_biases()
+        biases.train(self)
 
     def _rejoin(self):
         for holder in self.state.strays:
@@ -268,13 +266,12 @@ class Tuner(nn.Module):
 
     def disable_adapter_layers(self):
         """Compute what the base model would, until enabled again. Nothing about training changes."""
-        for name in self.state.active:
-            if getattr(self.peft_config.get(name), "bias", "none") != "none":
-                warnings.warn(
-                    "Careful, disabling adapter layers does not bring the base model's outputs back: "
-                    f"the adapter {name!r} also trained its biases.",
-                    stacklevel=3,
-                )
+        for name in biases.trainers(self):
+            warnings.warn(
+                "Careful, disabling adapter layers does not bring the base model's outputs back: "
+                f"the adapter {name!r} also trained its biases.",
+                stacklevel=3,
+            )
         self._enable(False)
 
     def _enable(self, enabled):
@@ -291,6 +288,8 @@ class Tuner(nn.Module):
         """Remove an adapter. If it was active, the first remaining one becomes active. Unknown: ValueError."""
         if adapter_name not in self.peft_config:
             raise AdapterError(f"Adapter {adapter_name} does not exist; there are {list(self.peft_config)}.")
+        if self.state.block is not None and adapter_name in self.state.block.names:
+            raise AdapterError(f"Adapter {adapter_name!r} is part of {self.state.block!r}; activate others first.")
         self._remove(adapter_name)
         del self.peft_config[adapter_name]
 
@@ -335,10 +334,7 @@ class Tuner(nn.Module):
         Costs a copy of each merged weight while merged. Raises MergeError where the result would not be finite;
         whatever was merged by this call is then undone.
         """
-        if isinstance(adapter_names, str):
-            raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
-        if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
-            raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
+        self.check_mergeable(adapter_names)
         done = []
         try:
             for layer in self._innermost_first():
@@ -349,6 +345,18 @@ class Tuner(nn.Module):
                 if len(layer.merged_adapters) > before:
                     layer.unmerge(keep=before)
             raise
+
+    def check_mergeable(self, adapter_names):
+        """Raise where these are no names of adapters, or None while adapters act in a composition."""
+        if isinstance(adapter_names, str):
+            raise TypeError(f"adapter_names must be a list of names, got the str {adapter_names!r}.")
+        if self.state.block is not None and adapter_names is None:
+            raise MergeError(
+                f"What {self.state.block!r} does is not put into the weights. Name adapters in adapter_names to merge "
+                "one after the other, or make one of them first with add_weighted_adapter."
+            )
+        if unknown := [n for n in adapter_names or () if n not in self.peft_config]:
+            raise AdapterError(f"Cannot merge unknown adapters {unknown}; there are {list(self.peft_config)}.")
 
     def _innermost_first(self):
         """An outer wrapper acts on what the inner one made."""
@@ -362,20 +370,22 @@ class Tuner(nn.Module):
             if layer.merged:
                 layer.unmerge()
 
-    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None):
-        """The base model with the adapters in its weights; this object is used up."""
-        self.merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
-        for layer in self._innermost_first():
-            layer.forget_merge()
-        chosen = self.state.active if adapter_names is None else adapter_names
-        return self._dismantle(lambda wrapper: extras.merged_module(wrapper, chosen))
+    def merge_and_unload(self, progressbar=False, safe_merge=False, adapter_names=None, **how):
+        """The base model with the adapters in its weights; this object is used up.
+
+        how: target, verify and others, for quantized bases and for proof: see `core.merging.merge_and_unload`.
+        """
+        from peft.core import merging
+
+        return merging.merge_and_unload(self, safe_merge, adapter_names, **how)
 
     def unload(self):
         """The base model as it was before any adapter."""
         self.unmerge_adapter()
-        return self._dismantle(lambda wrapper: wrapper.original_module)
+        return self.dismantle(lambda wrapper: wrapper.original_module)
 
-    def _dismantle(self, choose):
+    def dismantle(self, choose):
+        """The base model without any wrapper; `choose` says what stays of a module that is trained whole."""
         for path, layer in sorted(self.layers.items(), key=lambda item: -len(item[0])):
             self._unwrap(path, layer)
         for path, wrapper in self.extras.items():
@@ -383,6 +393,7 @@ class Tuner(nn.Module):
         self.layers.clear()
         self.extras.clear()
         extras.fix_tie_flag(self.model)
+        quant.detach(self.model)
         if "peft_config" in self.model.__dict__:
             del self.model.peft_config
         return self.model
@@ -402,11 +413,3 @@ def check_name(name):
     """Adapter names are one part of a dotted key and a folder name, so some are refused."""
     if not isinstance(name, str) or not name or set(name) & set("./\\\0") or name in ("..",):
         raise KeyError(f"An adapter name must be a non-empty str without '.', '/' and '\\', got {name!r}.")
-
-
-def _train_bias(module):
-    while isinstance(module, AdapterLayer):
-        module = module._modules["base_layer"]
-    for name, p in module._parameters.items():
-        if p is not None and (name == "bias" or name.endswith("_bias")):
-            p.requires_grad = True

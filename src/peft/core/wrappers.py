@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from peft.core.adapter import module_slots
+from peft.core.fields import module_slots
 from peft.core.state import AdapterState, Switchable
 from peft.errors import AdapterError
 
@@ -126,11 +126,7 @@ class ModulesToSaveWrapper(AuxiliaryTrainingWrapper):
         original = dict(self.original_module.state_dict(keep_vars=True))
         for slot in module_slots(self.modules_to_save[adapter_name]):
             if slot.tensor.is_meta:
-                value = original[slot.key].detach().to(slot.tensor.dtype).clone()
-                old = slot.owner[slot.name]
-                slot.owner[slot.name] = (
-                    nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
-                )
+                slot.replace(original[slot.key].detach().to(slot.tensor.dtype).clone())
 
     def delete_adapter(self, adapter_name, new_active_adapters=None):
         if adapter_name in self.adapter_names:

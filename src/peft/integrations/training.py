@@ -4,26 +4,41 @@ import inspect
 import warnings
 
 import torch
+from torch import nn
 
+from peft import quant
+from peft.core.checkpoint import base_slots
+
+HALF = (torch.float16, torch.bfloat16)
 QUANTIZED_ELSEWHERE = ("gptq", "aqlm", "eetq", "hqq", "torchao")  # these store half-precision tensors on purpose
 QUANTIZED_FLAGS = ("is_loaded_in_8bit", "is_loaded_in_4bit", "hqq_quantized")
 
 
 def prepare_model_for_kbit_training(
-    model, use_gradient_checkpointing=True, gradient_checkpointing_kwargs=None, auto_clear_cache=True
+    model,
+    use_gradient_checkpointing=True,
+    gradient_checkpointing_kwargs=None,
+    auto_clear_cache=True,
+    *,
+    upcast=None,
 ):
-    """Freeze a model, make its unquantized half-precision weights float32 and, if it is quantized, checkpoint it.
+    """Freeze a model, give its float weights a dtype to train beside, and, if it is quantized, checkpoint it.
 
     use_gradient_checkpointing: only quantized models are switched to it, with gradient_checkpointing_kwargs.
-    auto_clear_cache: give the memory of the half-precision copies back to the device. Returns the model.
+    auto_clear_cache: give the memory of the half-precision copies back to the device.
+    upcast: make half-precision weights that are not quantized float32. True: all, which doubles the activations; False:
+    none; None: where it is needed, which it is not for bfloat16 in a quantized model, as its range is that of float32.
+    Returns the model. One that has adapters keeps training them.
     """
-    for p in model.parameters():
+    own = {id(slot.tensor): slot.tensor for slot in base_slots(model).values() if isinstance(slot.tensor, nn.Parameter)}
+    for p in own.values():
         p.requires_grad = False
     method = getattr(model, "quantization_method", None)
-    elsewhere = str(getattr(method, "value", method)) in QUANTIZED_ELSEWHERE
-    quantized = elsewhere or any(getattr(model, flag, False) for flag in QUANTIZED_FLAGS)
-    if not elsewhere and not getattr(model, "hqq_quantized", False):
-        _to_float32(model, auto_clear_cache)
+    elsewhere = str(getattr(method, "value", method)) in QUANTIZED_ELSEWHERE or getattr(model, "hqq_quantized", False)
+    quantized = elsewhere or any(quant.find(m).name for m in model.modules())
+    quantized = quantized or any(getattr(model, flag, False) for flag in QUANTIZED_FLAGS)
+    if upcast is not False and (upcast or not elsewhere):
+        _to_float32(own.values(), (torch.float16,) if quantized and not upcast else HALF, auto_clear_cache)
     if not (quantized and use_gradient_checkpointing):
         return model
     options = gradient_checkpointing_kwargs or {}
@@ -44,10 +59,10 @@ def prepare_model_for_kbit_training(
     return model
 
 
-def _to_float32(model, clear_cache):
+def _to_float32(parameters, dtypes, clear_cache):
     devices = set()
-    for p in model.parameters():
-        if p.dtype in (torch.float16, torch.bfloat16) and type(p).__name__ != "Params4bit":
+    for p in parameters:
+        if p.dtype in dtypes and type(p) is nn.Parameter:  # a quantized one may be of a half-precision dtype too
             p.data = p.data.float()
             devices.add(p.device.type)
     for device in devices & {"cuda", "xpu", "mps"} if clear_cache else ():

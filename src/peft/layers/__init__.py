@@ -4,12 +4,12 @@ from peft.layers.attention import FusedAttention, RotaryAttention
 from peft.layers.block import Block, Sublayer
 from peft.layers.conv import Conv
 from peft.layers.embedding import Embedding
-from peft.layers.linear import Conv1D, Linear
+from peft.layers.linear import Conv1D, Eetq, Linear
 from peft.layers.weight import MHA, Weight
 from peft.layers.whole import Whole
 
 # The first match wins; Linear also owns every quantized linear.
-KINDS = [MHA, Embedding, Conv, RotaryAttention, FusedAttention, Conv1D, Linear]
+KINDS = [MHA, Embedding, Conv, RotaryAttention, FusedAttention, Conv1D, Eetq, Linear]
 
 
 def find(base, param=None, wanted=()):

@@ -13,6 +13,7 @@ class Attention(Kind):
     """
 
     name = "attention"
+    composes = False
     types: tuple[str, ...] = ()  # names of the classes that compute as this file says
 
     @classmethod
@@ -56,10 +57,8 @@ class Attention(Kind):
 
     def mixed(self, layer, plan, x, *args, **kwargs):
         y, *rest = layer._modules["base_layer"](x, *args, **kwargs)
-        q, out = self.query(layer.get_base_layer(), x, *args, **kwargs), y.clone()
-        for name, rows in plan.rows.items():
-            out[rows] = layer.adapters[name].output(q[rows], y[rows]).to(y.dtype)
-        return out, *rest
+        q = self.query(layer.get_base_layer(), x, *args, **kwargs)
+        return self.outputs_by_row(layer, plan, q, y), *rest
 
 
 class RotaryAttention(Attention):

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from peft.errors import AdapterError
 from peft.layers.kind import Kind
 
 
@@ -30,17 +29,15 @@ class Block(Kind):
     def call(self, layer, active, x, *args, **kwargs):
         for a in reversed(active):
             x = a.input(x)
-        y = self.plain(layer, x, *args, **kwargs)
-        hidden, rest = (y[0], y[1:]) if isinstance(y, tuple) else (y, None)
+        hidden, whole = self.parted(self.plain(layer, x, *args, **kwargs))
         for a in active:
             hidden = a.output(x, hidden)
-        return hidden if rest is None else (hidden, *rest)
+        return whole(hidden)
 
-    def mixed(self, layer, plan, x, *args, **kwargs):
-        raise AdapterError(
-            f"adapter_names cannot choose an adapter per sample here: {type(layer.get_base_layer()).__name__} is "
-            "adapted as a whole. Run one batch per adapter."
-        )
+    def parted(self, returned):
+        if isinstance(returned, tuple):
+            return returned[0], lambda y: (y, *returned[1:])
+        return returned, lambda y: y
 
     def merge(self, layer, adapter, safe_merge):
         return adapter.merged_weight(None)
@@ -67,21 +64,6 @@ class Sublayer(Block):
         if all(not p.is_floating_point() for p in base.parameters()):
             return self.elsewhere or (torch.device("cpu"), torch.get_default_dtype())
         return super().placement(base, backend)
-
-    def mixed(self, layer, plan, x, *args, **kwargs):
-        h, call = x, layer.state.call()
-        for name, rows in plan.rows.items():
-            if layer.adapters[name].changes_input:
-                h = h.clone() if h is x else h
-                h[rows] = layer.adapters[name].input(x[rows])
-        y = layer.base_layer(h, *args, **kwargs)
-        hidden, rest = (y[0], y[1:]) if isinstance(y, tuple) else (y, None)
-        out = hidden.clone()
-        for name, rows in plan.rows.items():
-            call.part = rows, len(x)
-            out[rows] = layer.adapters[name].output(x[rows], hidden[rows]).to(hidden.dtype)
-        call.part = None
-        return out if rest is None else (out, *rest)
 
 
 def width_of(base):

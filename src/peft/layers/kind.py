@@ -11,6 +11,7 @@ class Kind:
 
     name = ""
     param = "weight"
+    composes = True  # adapters change what the layer returns, so that compositions can combine those changes
 
     @staticmethod
     def owns(base):
@@ -75,6 +76,10 @@ class Kind:
             y = a.beside(x, y, y0) if i or merged else a.output(x, y)
         return y.to(dtype)
 
+    def parted(self, returned):
+        """(y, a function that gives the base layer's return value with another y) of what the base layer returned."""
+        return returned, lambda y: y
+
     def merge(self, layer, adapter, safe_merge):
         """Put an adapter into the base layer; returns the two things that `unmerge` takes back."""
         return layer.merge_weight(adapter, safe_merge)
@@ -88,15 +93,24 @@ class Kind:
 
     def mixed(self, layer, plan, x, *args, **kwargs):
         """Rows of one batch to different adapters. Right for every method whose input and output act row by row."""
+        y, whole = self.parted(layer.base_layer(self.inputs_by_row(layer, plan, x), *args, **kwargs))
+        return whole(self.outputs_by_row(layer, plan, x, y))
+
+    @staticmethod
+    def inputs_by_row(layer, plan, x):
+        """x with each planned row changed by the input of its own adapter."""
         h = x
         for name, rows in plan.rows.items():
             a = layer.adapters[name]
             if a.changes_input:
                 h = h.clone() if h is x else h
                 h[rows] = a.input(x[rows]).to(h.dtype)
-        y = layer.base_layer(h, *args, **kwargs)
-        out = y.clone()
-        call = layer.state.call()
+        return h
+
+    @staticmethod
+    def outputs_by_row(layer, plan, x, y):
+        """y with each planned row changed by the output of its own adapter."""
+        out, call = y.clone(), layer.state.call()
         for name, rows in plan.rows.items():
             call.part = rows, len(x)
             out[rows] = layer.adapters[name].output(x[rows], y[rows]).to(y.dtype)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from peft.layers.kind import Kind, bare
-from peft.ops import banks, folded, lowrank, remade
+from peft.ops import banks, folded, lowrank, product, remade
 
 
 class Linear(Kind):
@@ -40,8 +40,8 @@ class Linear(Kind):
             a, base = active[0], layer._modules["base_layer"]
             f = a.low_rank()
             if f is not None:
-                return lowrank.linear(base, x, f)
-            if lowrank.transparent(base, x) and (y := a.instead(x)) is not None:
+                return lowrank.linear(base, x, f, layer.backend)
+            if product.transparent(base, x) and (y := a.instead(x)) is not None:
                 return y
             if (y := remade.output(layer, a, x)) is not None:
                 return y
@@ -49,7 +49,7 @@ class Linear(Kind):
         factors = [a.low_rank() for a in active]
         if None in factors or any(f.row_scale is not None for f in factors):
             return super().call(layer, active, x)
-        y = lowrank.linear(layer.base_layer, x, factors[0])
+        y = lowrank.linear(layer.base_layer, x, factors[0], layer.backend)
         for f in factors[1:]:
             y = lowrank.add(layer.base_layer, y, x, f)
         return y
@@ -80,6 +80,18 @@ class Conv1D(Linear):
 
     def uncanon(self, W):
         return W.T
+
+
+class Eetq(Linear):
+    """transformers' EetqLinear, which says its widths by nothing but its int8 weight (in, out)."""
+
+    @staticmethod
+    def owns(base):
+        return type(base).__name__ == "EetqLinear" and not hasattr(base, "in_features")
+
+    def shape(self, base):
+        inp, out = base.weight.shape
+        return out, inp
 
 
 def linear(inp, out, bias, **where):

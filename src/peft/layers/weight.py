@@ -36,6 +36,7 @@ class Weight(Kind):
     """`target_parameters`: a bare nn.Parameter, 2-D (out, in) or 3-D (experts); canonical 3-D is (out, in, expert)."""
 
     name = "param"
+    composes = False
 
     def __init__(self, param="weight"):
         self.param = param

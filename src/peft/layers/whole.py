@@ -11,6 +11,7 @@ class Whole(Kind):
     """A module with whatever parameters and submodules it has; methods choose this kind, no base type does."""
 
     name = "whole"
+    composes = False
 
     @staticmethod
     def owns(base):

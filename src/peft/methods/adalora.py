@@ -17,7 +17,7 @@ from peft.enums import PeftType
 from peft.errors import AdapterError, ConfigError, PeftWarning
 from peft.methods.adalora_budget import RankAllocator
 from peft.methods.lora.config import MAX_RANK, STARTS, VARIANTS, LoraConfig
-from peft.methods.lora.lora import LoraModel
+from peft.methods.lora.model import LoraModel
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.registry import register
@@ -238,6 +238,16 @@ class AdaLoraModel(LoraModel):
         if self.rankallocator is None or self.rankallocator.config is not config:
             self.rankallocator = RankAllocator(config)
         self.rankallocator.step(self._trained(), global_step)
+
+    def schedule_state(self):
+        """What the budget has measured and chosen so far, {name: tensor}, for checkpoints of a training."""
+        return self.rankallocator.state() if self.rankallocator is not None else {}
+
+    def load_schedule_state(self, state):
+        """Go on from what `schedule_state` gave."""
+        if state:
+            self.rankallocator = RankAllocator(self.peft_config[self.trainable_adapter_name])
+            self.rankallocator.load_state(state)
 
     def resize_modules_by_rank_pattern(self, rank_pattern, adapter_name):
         """Let an adapter's layers hold only the triplets that rank_pattern, {name of a lora_E: bools}, keeps."""

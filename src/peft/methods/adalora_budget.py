@@ -17,6 +17,21 @@ class RankAllocator:
         self.sensitivity, self.uncertainty = [], []
         self.masks = (None, [])  # (the rank_pattern they were made of, [(E, True where it is left out)])
 
+    def state(self):
+        """All that changes from step to step, {name: tensor}, for checkpoints."""
+        found = {f"kept.{key}": torch.tensor(flags) for key, flags in (self.config.rank_pattern or {}).items()}
+        for name in ("sensitivity", "uncertainty"):
+            found |= {f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name))}
+        return found
+
+    def load_state(self, state):
+        """Go on from what `state` gave."""
+        kept = {name[len("kept.") :]: flags.tolist() for name, flags in state.items() if name.startswith("kept.")}
+        self.config.rank_pattern = kept or self.config.rank_pattern
+        count = sum(name.startswith("sensitivity.") for name in state)
+        self.sensitivity = [state[f"sensitivity.{i}"] for i in range(count)]
+        self.uncertainty = [state[f"uncertainty.{i}"] for i in range(count)]
+
     @torch.no_grad()
     def step(self, adapters, step):
         """One training step: see AdaLoraModel.update_and_allocate."""

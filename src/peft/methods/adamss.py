@@ -190,13 +190,32 @@ class AdamssModel(Tuner):
         Call it in every training step after backward and before zero_grad, or let `AdamssAsaCallback` do so.
         """
         for name in self.state.active:
-            config = self.peft_config[name]
-            if config.use_asa:
-                allocators = self.__dict__.setdefault("allocators", {})
-                if name not in allocators or allocators[name].config is not config:
-                    allocators[name] = SubspaceAllocator(config)
-                adapters = [layer.adapters[name] for layer in self.layers.values() if name in layer.adapters]
-                allocators[name].step(adapters, global_step)
+            if self.peft_config[name].use_asa:
+                self._allocator(name).step(self._adapters(name), global_step)
+
+    def _allocator(self, name):
+        config, allocators = self.peft_config[name], self.__dict__.setdefault("allocators", {})
+        if name not in allocators or allocators[name].config is not config:
+            allocators[name] = SubspaceAllocator(config)
+        return allocators[name]
+
+    def _adapters(self, name):
+        """The adapter's parts on all layers, in the model's order."""
+        return [layer.adapters[name] for layer in self.layers.values() if name in layer.adapters]
+
+    def schedule_state(self):
+        """Which subspaces are still trained, and what was measured of them, {name: tensor}, for checkpoints."""
+        return {
+            f"{name}/{key}": tensor
+            for name, allocator in self.__dict__.get("allocators", {}).items()
+            for key, tensor in allocator.state(self._adapters(name)).items()
+        }
+
+    def load_schedule_state(self, state):
+        """Go on from what `schedule_state` gave."""
+        for name in dict.fromkeys(key.rpartition("/")[0] for key in state):
+            own = {key[len(name) + 1 :]: tensor for key, tensor in state.items() if key.startswith(f"{name}/")}
+            self._allocator(name).load_state(own, self._adapters(name))
 
 
 register("ADAMSS", AdamssConfig, tuner=AdamssModel, prefix="adamss_")

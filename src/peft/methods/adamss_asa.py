@@ -13,6 +13,28 @@ class SubspaceAllocator:
         self.config = config
         self.params, self.importance, self.uncertainty = [], [], []
 
+    def state(self, adapters):
+        """All that changes from step to step, {name: tensor}, for checkpoints."""
+        found = {"trained": torch.tensor([p.requires_grad for p in self.of(adapters)])}
+        for name in ("importance", "uncertainty") if self.params else ():
+            found |= {f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name))}
+        return found
+
+    def load_state(self, state, adapters):
+        """Go on from what `state` gave."""
+        params = self.of(adapters)
+        for p, trained in zip(params, state["trained"].tolist()):
+            p.requires_grad = trained
+        if "importance.0" in state:
+            self.params = [p for p in params if p.requires_grad]
+            self.importance = [state[f"importance.{i}"] for i in range(len(self.params))]
+            self.uncertainty = [state[f"uncertainty.{i}"] for i in range(len(self.params))]
+
+    @staticmethod
+    def of(adapters):
+        """The factors of all subspaces: A, B, A, B, ..."""
+        return [p for a in adapters for pair in zip(a.adamss_A, a.adamss_B) for p in pair]
+
     @torch.no_grad()
     def step(self, adapters, step):
         """One training step: see AdamssModel.update_and_allocate."""

@@ -9,7 +9,7 @@ from torch import nn
 from peft.config import PeftConfig
 from peft.core import match
 from peft.core.adapter import Adapter, Param
-from peft.core.layer import HiddenStatesLayer
+from peft.core.hidden_states import HiddenStatesLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType

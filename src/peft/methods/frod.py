@@ -266,7 +266,7 @@ class FrodModel(Tuner):
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
         for name in ("projection_prng_key", "save_projection", "runtime_offload_base_weight"):
-            if len(values := {getattr(c, name) for c in self.peft_config.values()}) > 1:
+            if len(values := {getattr(c, name) for c in self.configs_like(config)}) > 1:
                 raise ConfigError(f"All FRoD adapters of a model need the same {name}, got {sorted(values)}.")
 
 

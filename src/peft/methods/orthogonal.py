@@ -54,6 +54,14 @@ def cayley_neumann(Q, terms):
     return torch.baddbmm(eye, Q, inner, alpha=2)
 
 
+def orthonormal_rows(P):
+    """What Gram-Schmidt makes of the rows of P (…, r, n), r ≤ n, in float32 or better: P itself, if they are that."""
+    exact = P if P.dtype == torch.float64 else P.float()
+    Q, T = torch.linalg.qr(exact.mT)
+    signs = torch.where(T.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)  # LAPACK leaves them open
+    return (Q * signs.unsqueeze(-2)).mT.to(P.dtype)
+
+
 def rotate_blocks(x, R):
     """Row vectors x (…, k·b) times k blocks R (k, b, b); one block (1, b, b) serves all."""
     k, b, _ = R.shape

@@ -128,7 +128,7 @@ class PveraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        check_same_bases([*self.peft_config.values()])
+        check_same_bases(self.configs_like(config))
 
 
 register("PVERA", PveraConfig, tuner=PveraModel, prefix="pvera_lambda_")

@@ -117,7 +117,7 @@ class RandLora(SeededBases, Additive):
 
     # In half precision factors act on x. In float32 it takes less, for many rows of x, to multiply them.
     def low_rank(self):
-        return self.pair() if self.base.weight.dtype.itemsize < 4 else None
+        return self.pair() if self.base_dtype.itemsize < 4 else None
 
     def remakes(self):
         return self.dropout()
@@ -190,7 +190,7 @@ class RandLoraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        check_same_bases([*self.peft_config.values()])
+        check_same_bases(self.configs_like(config))
 
 
 register("RANDLORA", RandLoraConfig, tuner=RandLoraModel, prefix="randlora_")

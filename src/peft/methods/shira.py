@@ -80,7 +80,8 @@ class Shira(Additive):
             self.shira_weight.zero_()
         else:
             self.shira_weight.normal_()
-        mask, W = c.mask_fn(self.base, c.r, random_seed=c.random_seed), self.base.weight
+        base = self.layer.readable_base()
+        mask, W = c.mask_fn(base, c.r, random_seed=c.random_seed), base.weight
         if mask.shape != W.shape or int(mask.count_nonzero()) != len(self.shira_weight):
             raise ConfigError(
                 f"ShiraConfig.mask_fn must return a mask of shape {tuple(W.shape)} with {len(self.shira_weight)} ones "

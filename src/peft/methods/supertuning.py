@@ -133,7 +133,7 @@ class Supertuning(Additive):
     def aside(self):
         """The LoRA where it has dropout of its own, or would be rounded away in a weight of half precision."""
         lora = self.lora()
-        return lora if lora is not None and (lora.dropout or self.base.weight.dtype.itemsize < 4) else None
+        return lora if lora is not None and (lora.dropout or self.base_dtype.itemsize < 4) else None
 
     def remade_weight(self, W):
         return self.with_entries(W) if self.aside() is not None else self.merged_weight(W)

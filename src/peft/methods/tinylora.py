@@ -82,7 +82,7 @@ class TinyLora(Additive):
         self.correct_layout(c)
         out, inp = self.stored_shape()
         self.r = r = min(c.r, out, inp)
-        like = {"device": where["device"], "dtype": self.base.weight.dtype}
+        like = {"device": where["device"], "dtype": self.base_dtype}
         self.tinylora_A, self.tinylora_B = torch.empty(r, inp, **like), torch.empty(out, r, **like)
         if c.tinylora_dropout:
             self.tinylora_dropout = nn.Dropout(c.tinylora_dropout)
@@ -95,7 +95,7 @@ class TinyLora(Additive):
     def derive(self, c):
         generator = torch.Generator().manual_seed(c.projection_seed + self.places_of[self.key][0])
         P = torch.normal(0.0, self.r**-0.5, (c.u, self.r, self.r), generator=generator)
-        self.tinylora_P = P.to(self.base.weight.device)
+        self.tinylora_P = P.to(self.base_device)
 
     def reset(self, c):
         W = self.base_weight().float()
@@ -145,7 +145,7 @@ class TinyLoraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        if len({c.save_projection for c in self.peft_config.values()}) > 1:
+        if len({c.save_projection for c in self.configs_like(config)}) > 1:
             raise ConfigError("All TinyLoRA adapters of a model need the same save_projection.")
 
 

@@ -81,10 +81,10 @@ class UniLora(Factored):
             self.unilora_dropout = nn.Dropout(c.unilora_dropout)
 
     def derive(self, c):
-        W = self.base.weight
+        device, dtype = self.base_device, self.base_dtype
         indices, scale = self.assignment[self.key], self.assignment[None]
-        self.unilora_indices_A, self.unilora_indices_B = (i.to(W.device).clone() for i in indices)
-        self.unilora_scales_A, self.unilora_scales_B = (scale[i].to(W.device, W.dtype) for i in indices)
+        self.unilora_indices_A, self.unilora_indices_B = (i.to(device).clone() for i in indices)
+        self.unilora_scales_A, self.unilora_scales_B = (scale[i].to(device, dtype) for i in indices)
 
     def factors(self):
         """A (r, in) and B (out, r). Indexed with [], whose gradient is the same at each run on a GPU, too."""

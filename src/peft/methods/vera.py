@@ -96,7 +96,7 @@ class VeraModel(Tuner):
 
     def check_new_config(self, adapter_name, config):
         super().check_new_config(adapter_name, config)
-        check_same_bases([*self.peft_config.values()])
+        check_same_bases(self.configs_like(config))
 
 
 register("VERA", VeraConfig, tuner=VeraModel, prefix="vera_lambda_")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from peft.ops import lowrank
+from peft.ops.product import transparent
 from peft.ops.sources import Sources
 
 CALLS = 4  # forwards before folding: a short answer does not pay for it
@@ -51,7 +52,7 @@ def output(layer, active, x):
     """The layer's output for x (..., in) through its folded weight, or None where it has none (yet)."""
     if not enabled or x.numel() > lowrank.FEW * x.shape[-1] or x.dtype not in (torch.float32, torch.float64):
         return None
-    if layer.training or not x.is_cpu or not lowrank.transparent(layer._modules["base_layer"], x):
+    if layer.training or not x.is_cpu or not transparent(layer._modules["base_layer"], x):
         return None
     folded = layer.folded
     if folded is None or folded.active is not active or not folded.sources.unchanged():

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.nn.modules import module as module_globals
 
+from peft.ops import product
 from peft.ops.dropout import keep_mask
 
 FEW = 16  # rows of x up to which decoding is bound by dispatch
@@ -67,21 +66,25 @@ class LowRank:
         return LowRank(self.A * self.inner[:, None], self.B * self.outer[:, None], self.s, self.dropout)
 
 
-def linear(base, x, f):
-    """Output of the linear layer `base` adapted by the factors `f`; x (..., in) -> (..., out)."""
-    if fusable(base, x, f):
+def linear(base, x, f, backend=None):
+    """Output of the linear layer `base` adapted by the factors `f`; x (..., in) -> (..., out).
+
+    backend: how the layer's weight is stored; None: as floats.
+    """
+    W = product.weight_of(base, x, backend) if fusable(x, f) else None
+    if W is not None:
         if f.inner is not None:
-            return _between_vectors(base, x, f)
+            return _between_vectors(base, W, x, f)
         if f.dropout or (  # with dropout always: a checkpointed forward without a graph must draw the same mask
             torch.is_grad_enabled()
             and (x.requires_grad or f.A.requires_grad or f.B.requires_grad or f.row_scale is not None)
         ):
             mask, survivors = keep_mask(x.shape, f.dropout, x.device) if f.dropout else (None, 1.0)
             return LinearLowRank.apply(
-                x, base.weight, base.bias, f.A, f.B, f.bias, f.row_scale, float(f.s), mask, float(survivors)
+                x, W, base.bias, f.A, f.B, f.bias, f.row_scale, float(f.s), mask, float(survivors)
             )
         if f.row_scale is None:
-            return _inference(base, x, f)
+            return _inference(base, W, x, f)
     return add(base, base(x), x, f)
 
 
@@ -121,33 +124,18 @@ def input_of(x, f):
     return h if torch.is_autocast_enabled(x.device.type) else h.to(dtype)
 
 
-def fusable(base, x, f):
-    """Whether the low-rank part can be fused into the product of `base`."""
-    return transparent(base, x) and type(f.s) is float and not (_exact and f.A.dtype != x.dtype)
+def fusable(x, f):
+    """Whether the low-rank part of x can be fused into a product."""
+    return type(f.s) is float and not (_exact and f.A.dtype != x.dtype)
 
 
-def transparent(base, x):
-    """Whether calling `base` on x is nothing but its matrix product, so that it need not be called."""
-    if type(base) is not nn.Linear or torch.compiler.is_compiling():
-        return False
-    W = base._parameters["weight"]
-    return (
-        type(W) is nn.Parameter
-        and not W.requires_grad
-        and x.dtype == W.dtype
-        and type(x) in (torch.Tensor, nn.Parameter)
-        and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-        and "forward" not in base.__dict__  # accelerate and others replace it
-        and not torch.is_autocast_enabled(x.device.type)
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and not module_globals._has_any_global_hook()
-    )
-
-
-def _inference(base, x, f):
+def _inference(base, W, x, f):
     """No graph, no dropout, no row scale: two small products on top of the base's."""
-    bias = base.bias if f.bias is None else _plus(base.bias, f.bias, f.s).to(x.dtype)
-    y = F.linear(x, base.weight, bias)
+    if callable(W):  # its library has better ways to multiply once
+        y = base(x)
+        y = y if f.bias is None else y.add_(f.bias.to(y.dtype), alpha=f.s)
+    else:
+        y = F.linear(x, W, base.bias if f.bias is None else _plus(base.bias, f.bias, f.s).to(x.dtype))
     if x.is_cpu and f.A.dtype is torch.float32 and x.dtype is not torch.float32 and x.numel() <= FEW * x.shape[-1]:
         # So few rows are bound by the number of operations: casting x costs less than casting A and B.
         return y.add_(F.linear(F.linear(x.float(), f.A), f.B), alpha=f.s)
@@ -156,14 +144,14 @@ def _inference(base, x, f):
     return y
 
 
-def _between_vectors(base, x, f):
+def _between_vectors(base, W, x, f):
     """Plain operations in place: A and B are not trained, so x need not be kept.
 
     To multiply B's rows by `outer` keeps nothing of the output's size for the gradient, but costs a product of rank r
     there; on the CPU that is cheaper than passes over the output only while r is small.
     """
     x2, s = x.reshape(-1, x.shape[-1]), f.s
-    y = F.linear(x2, base.weight, base.bias)
+    y = base(x2) if callable(W) and not torch.is_grad_enabled() else product.linear(x2, W, base.bias)
     if f.dropout:
         mask, survivors = keep_mask(x2.shape, f.dropout, x.device)
         x2, s = x2 * mask, s * survivors
@@ -184,19 +172,23 @@ def _plus(bias, extra, s):
 
 
 class LinearLowRank(torch.autograd.Function):
-    """x, W, b, A, B -> row_scale * (x Wᵀ + s·(mask∘x) Aᵀ Bᵀ) + b. W gets no gradient."""
+    """x, W, b, A, B -> row_scale * (x Wᵀ + s·(mask∘x) Aᵀ Bᵀ) + b. W, a tensor or what makes one, gets no gradient.
+
+    Computed in W's dtype, which only for a quantized base may differ from that of x.
+    """
 
     @staticmethod
     def forward(ctx, x, W, bias, A, B, extra_bias, row_scale, s, mask, survivors):
-        x2 = x.reshape(-1, x.shape[-1])
+        ctx.W, W = (None, W) if isinstance(W, torch.Tensor) else (W, W())
+        x2 = x.reshape(-1, x.shape[-1]).to(W.dtype)
         mask = None if mask is None else mask.view(x2.shape)
-        At, Bt = A.to(x.dtype).t(), B.to(x.dtype).t()
+        At, Bt = A.to(x2.dtype).t(), B.to(x2.dtype).t()
         scale = s * survivors
         h = (x2 if mask is None else x2 * mask) @ At
         full_bias = bias if extra_bias is None or row_scale is not None else _plus(bias, extra_bias, s)
         y0 = None
         if row_scale is None:
-            y = F.linear(x2, W, None if full_bias is None else full_bias.to(x.dtype))
+            y = F.linear(x2, W, None if full_bias is None else full_bias.to(x2.dtype))
             y.addmm_(h, Bt, alpha=scale)
         else:
             y0 = x2 @ W.t()
@@ -204,19 +196,20 @@ class LinearLowRank(torch.autograd.Function):
             if extra_bias is not None:
                 y0.add_(extra_bias.to(y0.dtype), alpha=s)
             c = row_scale.to(y0.dtype)
-            y = y0 * c if bias is None else torch.addcmul(bias, y0, c)
-        ctx.save_for_backward(x, W, A, B, h, row_scale, y0, mask)
+            y = y0 * c if bias is None else torch.addcmul(bias.to(c.dtype), y0, c)
+        ctx.save_for_backward(x, W if ctx.W is None else None, A, B, h, row_scale, y0, mask)
         ctx.s, ctx.scale, ctx.has = s, scale, (bias, extra_bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y.view(*x.shape[:-1], y.shape[-1]).to(x.dtype)
 
     @staticmethod
     def backward(ctx, g):
         if torch.is_grad_enabled():  # double backward: everything must depend on x, A and B again
             return LinearLowRank._differentiable_backward(ctx, g)
         x, W, A, B, h, row_scale, y0, mask = ctx.saved_tensors
+        dtype = h.dtype
         needs_x, _, needs_bias, needs_A, needs_B, needs_extra, needs_scale = ctx.needs_input_grad[:7]
         bias, extra_bias = ctx.has
-        x2, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        x2, g = x.reshape(-1, x.shape[-1]).to(dtype), g.reshape(-1, g.shape[-1]).to(dtype)
         dx = dbias = dA = dB = dextra = dscale = part = None
         if needs_bias:
             dbias = g.sum(0).to(bias.dtype)
@@ -231,13 +224,13 @@ class LinearLowRank(torch.autograd.Function):
         if needs_A or needs_x:
             gh = (g @ B.to(g.dtype)).mul_(ctx.scale)
         if needs_x:
-            dx = g @ W
+            dx = g @ (W if ctx.W is None else ctx.W())
             if mask is None:
                 dx.addmm_(gh, A.to(g.dtype))
             else:
                 part = gh @ A.to(g.dtype)
                 dx.add_(part.mul_(mask))
-            dx = dx.view(x.shape)
+            dx = dx.view(x.shape).to(x.dtype)
         if needs_A:  # `part` has served: dropout's x is built in its memory
             dropped = x2 if mask is None else torch.mul(x2, mask, out=part)
             dA = (gh.t() @ dropped).to(A.dtype)
@@ -247,7 +240,8 @@ class LinearLowRank(torch.autograd.Function):
     def _differentiable_backward(ctx, g):
         x, W, A, B, _, c, _, mask = ctx.saved_tensors
         _, extra_bias = ctx.has
-        x2, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        W = W if ctx.W is None else ctx.W()
+        x2, g = x.reshape(-1, x.shape[-1]).to(W.dtype), g.reshape(-1, g.shape[-1]).to(W.dtype)
         dropped = x2 if mask is None else x2 * mask
         h = dropped @ A.to(g.dtype).t()
         dbias = g.sum(0) if ctx.needs_input_grad[2] else None
@@ -259,7 +253,7 @@ class LinearLowRank(torch.autograd.Function):
             g = g * c.to(g.dtype)
         gh = (g @ B.to(g.dtype)) * ctx.scale
         part = gh @ A.to(g.dtype)
-        dx = (g @ W + (part if mask is None else part * mask)).view(x.shape)
+        dx = (g @ W + (part if mask is None else part * mask)).view(x.shape).to(x.dtype)
         dA, dB = (gh.t() @ dropped).to(A.dtype), (g.t() @ h).to(B.dtype) * ctx.scale
         dextra = None if extra_bias is None else g.sum(0).to(extra_bias.dtype) * ctx.s
         return dx, None, dbias, dA, dB, dextra, dscale, None, None, None

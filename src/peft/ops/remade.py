@@ -1,14 +1,15 @@
 """A linear layer under an adapter that forms its update dW anyway: y = x (W + dW)ᵀ + b, in one product instead of two.
 
 Only x and the adapter's own tensors are kept for the backward pass, which makes W + dW anew: kept for all layers, it
-would be a second copy of the model. Two products remain where one would do harm: with dropout, which dW alone sees,
-and in half precision, where W + dW would round small updates away (unless the adapter says that it `rounds`).
+would be a second copy of the model. So is W itself where the base is quantized. Two products remain where one would do
+harm: with dropout, which dW alone sees, and in half precision, where W + dW would round small updates away (unless the
+adapter says that it `rounds`).
 """
 
 import torch
 import torch.nn.functional as F
 
-from peft.ops import lowrank
+from peft.ops import lowrank, product
 from peft.ops.dropout import keep_mask
 
 
@@ -17,12 +18,13 @@ def output(layer, adapter, x):
     p, base = adapter.remakes(), layer._modules["base_layer"]
     if p is None or x.numel() < adapter.remakes_from * x.shape[-1]:
         return None
-    if not lowrank.transparent(base, x) or (lowrank.is_exact() and x.dtype.itemsize < 4):
+    W = product.weight_of(base, x, layer.backend)
+    if W is None or (lowrank.is_exact() and x.dtype.itemsize < 4):
         return None
     learns = p or torch.is_grad_enabled()  # with dropout always: a checkpointed forward must draw the same mask
-    if not learns and x.numel() <= lowrank.FEW * x.shape[-1]:  # so few rows cost less than adding dW to W does
-        return None
-    W, bias = base.weight, adapter.merged_bias(base.bias, base.weight)
+    if not learns and (callable(W) or x.numel() <= lowrank.FEW * x.shape[-1]):
+        return None  # so few rows cost less than adding dW to W does; and libraries have better ways to multiply once
+    bias = adapter.merged_bias(base.bias, product.made(W)) if adapter.changes_bias else base.bias
     if learns:
         mask, scale = keep_mask(x.shape, p, x.device) if p else (None, 1.0)
         y = Remade.apply(x, W, bias, adapter, mask, scale, *adapter.parameters(frozen=True))
@@ -33,10 +35,14 @@ def output(layer, adapter, x):
 
 
 def _forward(x, W, bias, adapter, mask, scale):
+    """x (rows, in) -> (rows, out), computed in W's dtype, which only for a quantized base may differ from that of x."""
+    W = product.made(W)
+    dtype, x = x.dtype, x.to(W.dtype)
+    bias = None if bias is None else bias.to(W.dtype)
     if mask is None and (adapter.rounds or x.dtype.itemsize >= 4):
-        return F.linear(x, adapter.remade_weight(W), bias)
+        return F.linear(x, adapter.remade_weight(W), bias).to(dtype)
     update = adapter.delta(_wide(W)).to(x.dtype)
-    return F.linear(x, W, bias).addmm_(x if mask is None else x * mask, update.t(), alpha=scale)
+    return F.linear(x, W, bias).addmm_(x if mask is None else x * mask, update.t(), alpha=scale).to(dtype)
 
 
 def _wide(W):
@@ -50,27 +56,29 @@ class Remade(torch.autograd.Function):
     def forward(ctx, x, W, bias, adapter, mask, scale, *params):
         x2 = x.reshape(-1, x.shape[-1])
         mask = None if mask is None else mask.view(x2.shape)
-        ctx.save_for_backward(x, W, mask, *params)  # params: so that writing to them before backward is an error
+        ctx.W, kept = (None, W) if isinstance(W, torch.Tensor) else (W, None)
+        ctx.save_for_backward(x, kept, mask, *params)  # params: so that writing to them before backward is an error
         ctx.adapter, ctx.params, ctx.scale = adapter, params, scale
-        y = _forward(x2, W, None if bias is None else bias.to(x.dtype), adapter, mask, scale)
+        y = _forward(x2, W, bias, adapter, mask, scale)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, g):
         x, W, mask, *_ = ctx.saved_tensors
+        W = W if ctx.W is None else ctx.W()
         params, scale, again = ctx.params, ctx.scale, torch.is_grad_enabled()
         if [*map(id, params)] != [*map(id, ctx.adapter.parameters(frozen=True))]:
             raise RuntimeError("An adapter's parameters were replaced between its forward and backward pass.")
         needs_x, _, needs_bias, *_ = ctx.needs_input_grad
         trained = [p for p, needed in zip(params, ctx.needs_input_grad[6:]) if needed]
-        x2, g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        x2, g = x.reshape(-1, x.shape[-1]).to(W.dtype), g.reshape(-1, g.shape[-1]).to(W.dtype)
         with torch.set_grad_enabled(bool(trained)):
             W0 = W if ctx.adapter.rounds else _wide(W)
             new = ctx.adapter.remade_weight(W0) if mask is None else ctx.adapter.delta(W0)
         dx, found = None, {}
         if needs_x:
             dx = g @ (new if again else new.detach()).to(g.dtype)
-            dx = (dx if mask is None else torch.addcmul(g @ W, dx, mask, value=scale)).view(x.shape)
+            dx = (dx if mask is None else torch.addcmul(g @ W, dx, mask, value=scale)).view(x.shape).to(x.dtype)
         if trained:
             dnew = (g.t() @ (x2 if mask is None else x2 * mask)).to(new.dtype)
             dnew = dnew if mask is None else dnew * scale

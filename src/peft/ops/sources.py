@@ -29,7 +29,14 @@ def _version(tensor):
 
 
 def stamp(t):
-    """Changes when a tensor's values do; of what is no tensor, when it is another object."""
+    """Changes when the values do of a tensor, or of those that a dict or a quantized tensor is made of.
+
+    Of anything else, when it is another object.
+    """
+    if isinstance(t, dict):
+        return tuple(stamp(v) for v in t.values() if isinstance(v, torch.Tensor))
     if not isinstance(t, torch.Tensor):
         return id(t)
+    if hasattr(t, "__tensor_flatten__"):  # it has no memory of its own
+        return tuple(stamp(getattr(t, name)) for name in t.__tensor_flatten__()[0])
     return (t.data_ptr(), t.dtype, _version(t))

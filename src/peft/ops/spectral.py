@@ -1,4 +1,4 @@
-"""x times a weight of few trained numbers: entries of it (wavelets of few taps), or of its Fourier transform.
+"""x times a weight of few trained numbers: entries of it, or of its Fourier or wavelet transform.
 
 The weight is never formed. The product with its entries, or with those of its transform, is `embedding_bag`: row u of
 the result is the sum of the rows v of x that its entries name, weighted by their values. It wants features first and
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from peft.ops import bases
 
 
 class Side(NamedTuple):
@@ -27,10 +29,10 @@ class Side(NamedTuple):
 
 
 class Layout:
-    """Where the entries of a weight of `shape` (out, in) lie. fourier: entries of its transform, see `waves`."""
+    """Where the entries of a weight of `shape` (out, in) lie, or those of its transform in a basis on both sides."""
 
-    def __init__(self, rows, cols, shape, fourier):
-        self.rows, self.cols, self.shape, self.fourier = rows, cols, shape, fourier
+    def __init__(self, basis, rows, cols, shape):
+        self.basis, self.rows, self.cols, self.shape = basis, rows, cols, shape
         self.copies = {}
 
     def on(self, device):
@@ -39,25 +41,25 @@ class Layout:
             return self
         if device not in self.copies:
             rows, cols = (Side(*(t.to(device) for t in side)) for side in (self.rows, self.cols))
-            self.copies[device] = Layout(rows, cols, self.shape, self.fourier)
+            self.copies[device] = Layout(self.basis, rows, cols, self.shape)
         return self.copies[device]
 
     @property
     def T(self):
-        return Layout(self.cols, self.rows, self.shape[::-1], self.fourier)
+        return Layout(self.basis, self.cols, self.rows, self.shape[::-1])
 
     def forward(self, x):
-        """x (T, n) -> features first: (n, T), or real and imaginary parts of its transform, (2 · (n // 2 + 1), T)."""
-        if not self.fourier:
-            return x.t().contiguous()
-        return torch.view_as_real(torch.fft.rfft(x)).permute(2, 1, 0).reshape(-1, len(x))
+        return self.basis.forward(x)
 
     def back(self, h):
-        """The transpose of `forward`, but for the weights of the entries: features first -> (T, out)."""
-        if not self.fourier:
-            return h.t()
-        waves = torch.view_as_complex(h.view(2, len(h) // 2, -1).permute(2, 1, 0).contiguous())
-        return torch.fft.irfft(waves, n=self.shape[0], norm="forward")
+        return self.basis.back(h, self.shape[0])
+
+    def dense(self, values):
+        """The weight itself, for entries that have no weights of their own."""
+        side, (out, inp) = self.rows, self.shape
+        S = values.new_zeros(self.basis.rows(out), self.basis.rows(inp))
+        S = S.index_put((side.bag, side.index), values[side.value] * side.factor, accumulate=True)
+        return self.basis.back(self.basis.back(S, out), inp)
 
 
 def _bags(side, multiples, X, values):
@@ -90,17 +92,17 @@ class Product(torch.autograd.Function):
         if needs_values and again:
             dots = (layout.forward(g)[side.bag] * layout.forward(x)[side.index]).sum(1)
             dvalues = torch.zeros_like(values).index_add(0, side.value, dots * side.factor)
-        elif needs_values:  # embedding_bag's own gradient is ten times faster than that
-            with torch.enable_grad():
-                v = values.detach().requires_grad_()
-                h = _bags(side, side.factor, layout.forward(x.detach()), v)
-            dvalues = torch.autograd.grad(h, v, G)[0]
+        elif needs_values:  # what embedding_bag's own backward calls, without its forward
+            dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                G, layout.forward(x), side.index, side.starts, side.bag, mode=0
+            )
+            dvalues = torch.zeros_like(values).index_add_(0, side.value, dots * side.factor)
         return dx, dvalues, None
 
 
-def pays(count, shape):
-    """Whether so few entries, in a weight of this shape, make the product cheaper than one with the weight itself."""
-    return 32 * count <= shape[0] * shape[1]
+def pays(count, shape, least=32):
+    """Whether so few entries, one in `least` or fewer, make the product cheaper than one with the weight itself."""
+    return least * count <= shape[0] * shape[1]
 
 
 def output(x, values, layout):
@@ -114,13 +116,9 @@ def output(x, values, layout):
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------
-def entries(rows, cols, value, factor, shape):
-    """The layout of a weight whose entries (rows, cols) are values[value] * factor, added up."""
-    out, inp = shape
-    one = torch.ones_like(factor)
-    return Layout(
-        _side(rows, cols, value, factor, one, out), _side(cols, rows, value, factor, one, inp), shape, fourier=False
-    )
+def entries(rows, cols, shape):
+    """The layout of a weight whose entries (rows, cols) are the values."""
+    return _layout(bases.Plain(), rows, cols, shape)
 
 
 def waves(rows, cols, shape):
@@ -129,11 +127,37 @@ def waves(rows, cols, shape):
     (u, sign_u, once_u), (v, sign_v, once_v) = _fold(rows, out), _fold(cols, inp)
     u, v = torch.cat([u, u + out // 2 + 1]), torch.cat([v, v + inp // 2 + 1])  # sines after cosines
     value, factor = torch.arange(n).repeat(2), torch.cat([torch.ones(n), -sign_u * sign_v])
+    basis, once = bases.Fourier(), (once_u.repeat(2), once_v.repeat(2))
+    return _layout(basis, u, v, shape, value, factor, once)
+
+
+def wavelets(rows, cols, shape, family):
+    """The layout of a weight that has the values at (rows, cols) of the four quadrants of its wavelet transform.
+
+    On the left, rows are of the low band; on top, columns are: each side's half says the band of the other side. The
+    quadrants are those of a matrix with a margin around it, which boundaries take up.
+    """
+    basis = bases.wavelet(family)
+    (row, below), (col, right) = (_halved(k + basis.margin, basis.half(n)) for k, n in zip((rows, cols), shape))
+    return _layout(basis, basis.index(row, right), basis.index(col, below), shape)
+
+
+def _halved(k, half):
+    """k as a place in its half, and 1 for the second half, else 0."""
+    second = (k >= half).long()
+    return k - second * half, second
+
+
+def _layout(basis, u, v, shape, value=None, factor=None, once=None):
+    """value: which of the values an entry is a multiple of; factor: what multiple; once: weights of u and of v."""
+    value = torch.arange(len(u)) if value is None else value
+    factor = torch.ones(len(u)) if factor is None else factor
+    weight_u, weight_v = (factor, factor) if once is None else (factor * once[0], factor * once[1])
     return Layout(
-        _side(u, v, value, factor, once_u.repeat(2), 2 * (out // 2 + 1)),
-        _side(v, u, value, factor, once_v.repeat(2), 2 * (inp // 2 + 1)),
+        basis,
+        _side(u, v, value, factor, weight_u, basis.rows(shape[0])),
+        _side(v, u, value, factor, weight_v, basis.rows(shape[1])),
         shape,
-        fourier=True,
     )
 
 
@@ -147,4 +171,4 @@ def _side(bag, index, value, factor, weight, size):
     order = bag.argsort(stable=True)
     bag, index = bag[order].int(), index[order].int()
     starts = torch.searchsorted(bag, torch.arange(size, dtype=torch.int32)).int()
-    return Side(index, bag, starts, value[order], factor[order], (factor * weight)[order])
+    return Side(index, bag, starts, value[order], factor[order], weight[order])

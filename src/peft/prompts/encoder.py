@@ -29,6 +29,13 @@ class PromptEncoder(nn.Module):
     def fill_sizes(cls, config, model_config):
         """Correct the sizes read from the base model's config where the method counts differently."""
 
+    def set_trainable(self, trainable):
+        """Train what the prompt is made from, or freeze all of it."""
+        self.requires_grad_(trainable)
+        for part in self.frozen:
+            if getattr(self, part) is not None:
+                getattr(self, part).requires_grad_(False)
+
     def run(self, forward, kwargs):
         """The output of `forward(kwargs)`, the base model over prompt and batch; a method may have its own loss."""
         return forward(kwargs)

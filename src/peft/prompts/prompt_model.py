@@ -68,10 +68,7 @@ def mark_trainable(model, inference_mode=False):
     active = model.active_adapters
     for name, encoder in model.prompt_encoder.items():
         frozen = inference_mode or model.peft_config[name].inference_mode
-        encoder.requires_grad_(name in active and not frozen)
-        for part in encoder.frozen:
-            if getattr(encoder, part) is not None:
-                getattr(encoder, part).requires_grad_(False)
+        encoder.set_trainable(name in active and not frozen)
     for _, wrapper in _saved_modules(model.base_model):
         wrapper.mark_trainable(active, inference_mode)
 

@@ -1,13 +1,56 @@
 """Quantization backends: read and write a base weight however it is stored, one file per library."""
 
-from peft.quant.backend import Plain
+import importlib
+import sys
 
-BACKENDS: list[type[Plain]] = []  # quantized ones first match wins; `Plain` owns the rest
+from torch import nn
+
+from peft.quant.backend import PLAIN, Plain
+
+FILES = (  # (library, our file for it, which nobody needs before the library is imported); the first that fits counts
+    ("bitsandbytes", "bnb"),
+    ("torchao", "torchao"),
+    ("hqq", "hqq"),
+    ("optimum.quanto", "quanto"),
+    ("transformers.integrations.gguf.utils", "gguf"),
+    ("gptqmodel", "awq"),
+    ("awq", "awq"),
+    ("gptqmodel", "gptq"),
+    ("auto_gptq", "gptq"),
+    ("transformers.integrations.eetq", "eetq"),
+    ("eetq", "eetq"),
+    ("aqlm", "aqlm"),
+    ("neural_compressor", "inc"),
+    ("transformer_engine", "te"),
+)
+BACKENDS: list[type[Plain]] = []  # further ones, asked first
+
+
+def backends():
+    """The quantized backends that could own a layer now; `Plain` owns what none of them does."""
+    files = dict.fromkeys(file for library, file in FILES if library in sys.modules)
+    return BACKENDS + [cls for file in files for cls in importlib.import_module(f"peft.quant.{file}").BACKENDS]
 
 
 def find(base):
     """The backend that stores the weight of `base`."""
-    return next((backend() for backend in BACKENDS if backend.owns(base)), PLAIN)
+    if type(base) is nn.Linear and type(base._parameters["weight"]) is nn.Parameter:  # most layers: no need to ask all
+        return PLAIN
+    return next((backend() for backend in backends() if backend.owns(base)), PLAIN)
 
 
-PLAIN = Plain()
+def attach(model):
+    """Let backends change what they must about a model's layers, adapted or not, before it is trained."""
+    _tell(model, "attach")
+
+
+def detach(model):
+    """Undo `attach`."""
+    _tell(model, "detach")
+
+
+def _tell(model, what):
+    told = [backend for backend in backends() if getattr(backend, what) is not getattr(Plain, what)]
+    for module in model.modules() if told else ():
+        if (backend := next((b for b in told if b.owns(module)), None)) is not None:
+            getattr(backend(), what)(module)

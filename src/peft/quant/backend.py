@@ -1,9 +1,26 @@
 """The contract of a weight storage, and its plain form: float parameters."""
 
+import sys
+
 import torch
 from torch import nn
 
 from peft.errors import MergeError
+
+
+def loaded(module, *names):
+    """These classes of a module, as a tuple; () where nobody has imported it: then nothing is an instance of them."""
+    found = sys.modules.get(module)
+    return tuple(cls for name in names if (cls := getattr(found, name, None)) is not None)
+
+
+def unwritable(what, why):
+    """The error for a merge into a weight that nothing can quantize again."""
+    return MergeError(
+        f"{what} cannot take a merged weight: {why}. Merge into float weights instead, with merge_and_unload("
+        'target="dequantized") into those that it stands for, or target="original" into those of the unquantized '
+        "model; or use the adapter unmerged."
+    )
 
 
 class Plain:
@@ -13,7 +30,9 @@ class Plain:
     back undoes a merge exactly.
     """
 
-    name = ""
+    name = ""  # "" means float
+    lossy = False  # True: what `pack` makes of a weight rounds it, so that a merge may lose a small update
+    hooks: tuple = ()  # forward hooks of ours on `base`, with which it still is nothing but its matrix product
 
     @staticmethod
     def owns(base):
@@ -55,3 +74,20 @@ class Plain:
     def guard(self, y):
         """The base layer's output, safe to be built on."""
         return y
+
+    def attach(self, base):
+        """Called when a model with this layer gets adapters, perhaps more than once."""
+
+    def detach(self, base):
+        """Undo `attach`; called when the model has no adapters any more."""
+
+    def maker(self, base, x):
+        """A function that makes the float weight with which the layer would multiply x, (out, in), or None.
+
+        The result is used once and dropped; the fused operations call it in the forward and again in the backward pass.
+        None: only the library's own forward is right, or better, for this layer and input.
+        """
+        return None
+
+
+PLAIN = Plain()

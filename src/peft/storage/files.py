@@ -114,11 +114,11 @@ def _flush_folder(folder):
             os.close(fd)
 
 
-def read_json(path):
+def read_json(path, limit=MAX_JSON_BYTES):
     """The dict in a JSON config file. Raises CheckpointError, naming the file, where it is not one."""
     try:
-        if os.path.getsize(path) > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes: that is no adapter config.")
+        if limit is not None and os.path.getsize(path) > limit:
+            raise CheckpointError(f"{path} is larger than {limit} bytes: that is no adapter config.")
         with open(path, encoding="utf-8") as f:
             data = json.load(f)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

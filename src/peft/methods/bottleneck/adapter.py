@@ -8,7 +8,7 @@ from torch import nn
 
 from peft.core import match
 from peft.core.adapter import Adapter, Mod, Param, Val, through
-from peft.core.layer import HiddenStatesLayer
+from peft.core.hidden_states import HiddenStatesLayer
 from peft.errors import AdapterError, ConfigError
 from peft.layers.block import own_width
 from peft.layers.linear import linear

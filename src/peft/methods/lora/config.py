@@ -31,6 +31,7 @@ STARTS = {
     "eva_config": ("eva", "EvaConfig", "eva"),
     "corda_config": ("corda", "CordaConfig", "corda"),
     "lora_ga_config": ("loraga", "LoraGAConfig", "lora_ga"),
+    "loftq_config": ("loftq", "LoftQConfig", "loftq"),
 }
 
 
@@ -147,7 +148,7 @@ class LoraConfig(TargetConfig):
         """Starts that data decides have settings, and settings are for their start only."""
         for name, (module, settings, mode) in STARTS.items():
             value = getattr(self, name)
-            if value is not None:
+            if value or (value is not None and name != "loftq_config"):  # whose default is {}, here and in files
                 cls = getattr(importlib.import_module(f"peft.methods.lora.{module}"), settings)
                 setattr(self, name, _settings(name, value, cls))
                 if self.init_lora_weights != mode:

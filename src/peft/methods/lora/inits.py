@@ -2,7 +2,8 @@
 
 A mode whose BA is not zero at the start subtracts that part: pissa and olora return (A0, B0), and the adapter then
 computes W + s·(BA − B0·A0). The base weight is never touched, so disabling such an adapter gives the base model bit for
-bit, and several of them can share a model. The file holds A and B only; A0 and B0 follow from the base weight.
+bit, and several of them can share a model. The file holds A and B only; A0 and B0 follow from the base weight. The
+exception is loftq, whose point is another base weight.
 """
 
 import math
@@ -15,7 +16,6 @@ from peft.errors import ConfigError
 from peft.layers.linear import Conv1D
 
 SEED = 20405  # for the randomised SVD: loading must find the very factors that training started from
-LATER = ("loftq",)
 FROM_DATA = ("corda", "lora_ga")  # no base weight gives these starts back: files hold them, see `plain.plain_form`
 
 
@@ -23,8 +23,6 @@ def check_init(mode):
     """Raise ConfigError for a mode that is unknown or needs data that this version does not collect."""
     if isinstance(mode, bool):
         return
-    if mode.lower() in LATER:
-        raise ConfigError(f"init_lora_weights={mode!r} is not supported by this version of peft.")
     if mode.lower() not in INITS and not re.fullmatch(r"pissa_niter_\d+", mode.lower()):
         raise ConfigError(
             f"Unknown initialization init_lora_weights={mode!r}: use True, False or one of "
@@ -126,6 +124,7 @@ INITS = {
     "corda": None,
     "lora_ga": None,
     "eva": kaiming,  # until `initialize_lora_eva_weights`
+    "loftq": None,
 }
 
 

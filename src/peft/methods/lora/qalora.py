@@ -10,7 +10,7 @@ class QaLora(Lora):
 
     kinds = ("linear",)
     title = "QA-LoRA"
-    storages = ("gptq",)  # whose groups it is for; elsewhere upstream trains a plain LoRA without a word
+    storages = ("gptq", "gptqmodel")  # whose groups it is for; elsewhere upstream trains a plain LoRA without a word
 
     def build(self, c, where):
         super().build(c, where)

@@ -1,14 +1,13 @@
 """The small model that runs beside the base: how it is made, what it reads, and where it caches."""
 
 import copy
-import functools
-import inspect
 
 import torch
 from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from peft.core.around import parameters_of
 from peft.errors import AdapterError, ConfigError
 from peft.methods.shadow.config import MIRROR
 from peft.prompts.insert import CACHE_NAMES
@@ -27,12 +26,6 @@ def make(base, c):
     projection = nn.Identity() if old == new else nn.Linear(new, old, bias=False)
     place = {"device": inner.device, "dtype": inner.dtype}
     return backbone.to(**place), projection.to(**place)
-
-
-@functools.cache
-def parameters_of(cls):
-    """The parameters of a model class' forward, by name."""
-    return dict(list(inspect.signature(cls.forward).parameters.items())[1:])
 
 
 def width(config):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from peft.core.adapter import Adapter, Mod, Val, through
-from peft.core.layer import HiddenStatesLayer
+from peft.core.hidden_states import HiddenStatesLayer
 from peft.errors import AdapterError
 
 
@@ -16,6 +16,7 @@ class Shadow(Adapter):
 
     prefix = "shadow_"
     kinds = ("block",)
+    by_row = False  # the states of its blocks belong to the whole batch
 
     shadow_down, shadow_up = Mod(), Mod()  # width -> r -> width
     shadow_dropout = Mod(trainable=False)

@@ -7,16 +7,15 @@ from torch import nn
 
 from peft.core import match
 from peft.core.adapter import module_slots
-from peft.core.around import around_forwards
+from peft.core.around import around_forwards, by_name
+from peft.core.calls import is_checkpointing
 from peft.core.state import Call
 from peft.core.tuner import Tuner
 from peft.errors import AdapterError, ConfigError
 from peft.methods.shadow.config import MIRROR
 from peft.methods.shadow.layer import ShadowLayer
-from peft.model import is_checkpointing
 
 PARTS = ("shadow_backbone", "shadow_projection", "shadow_head")
-BLOCK_LISTS = ("layers", "h")  # what models call the list of their blocks
 HEADS = ("score", "classifier")
 
 
@@ -61,11 +60,11 @@ class ShadowModel(Tuner):
     def _blocks(self):
         """Names of the model's blocks."""
         inner = self.model.base_model
-        found = next((m for n in BLOCK_LISTS if isinstance(m := inner._modules.get(n), nn.ModuleList)), None)
+        found = next((m for key, m in match.block_lists(inner) if "." not in key), None)
         if found is None:
             raise ConfigError(
-                f"{type(inner).__name__} has no list of blocks called {' or '.join(BLOCK_LISTS)}; name its blocks in "
-                r"target_modules, for example r'encoder\.layer\.\d+'."
+                f"{type(inner).__name__} has no list of blocks of its own; name its blocks in target_modules, for "
+                r"example r'encoder\.layer\.\d+'."
             )
         key = next(key for key, _, m in match.walk(self.model) if m is found)
         return [f"{key}.{i}" for i in range(len(found))]
@@ -175,9 +174,9 @@ class ShadowModel(Tuner):
 
     def _begin(self, name, call, args, kwargs):
         """Run the backbone; its projected output is the state before the first block."""
-        from peft.methods.shadow.backbone import Run, parameters_of
+        from peft.methods.shadow.backbone import Run
 
-        given = {**dict(zip(parameters_of(type(self.model)), args)), **kwargs}
+        given = by_name(self.model, args, kwargs)
         run = Run(self.model, self.shadow_backbone[name], self.peft_config[name], given)
         states = [None] * len(self._adapters(name))
         states[0] = self.shadow_projection[name](run.state)

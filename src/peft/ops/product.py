@@ -1,0 +1,76 @@
+"""Products with a base weight that may be stored in few bits: it is made for one product, and again for its gradient.
+
+Where an operation takes a weight W, it may be a tensor, or a function that makes one: nothing keeps what it returns.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules import module as module_globals
+
+
+def weight_of(base, x, backend):
+    """The weight in x Wᵀ + b where calling `base` on x is nothing but that product, so that it need not be called.
+
+    A tensor in x's dtype; a function that makes one, in the dtype that the layer computes in; or None.
+    """
+    if transparent(base, x):
+        return base._parameters["weight"]
+    if backend is None or not backend.name or not _untouched(base, x, backend.hooks):
+        return None
+    return backend.maker(base, x) if x.is_floating_point() else None
+
+
+def transparent(base, x):
+    """Whether `base` is a float layer that only multiplies by its weight."""
+    if type(base) is not torch.nn.Linear or not _untouched(base, x):
+        return False
+    W = base._parameters["weight"]
+    return type(W) is torch.nn.Parameter and not W.requires_grad and x.dtype == W.dtype
+
+
+def _untouched(base, x, own=()):
+    """Whether nothing takes part in a call of `base` but its own forward, and hooks of our own."""
+    if torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter):
+        return False
+    before = base._forward_pre_hooks
+    return not (
+        base._forward_hooks
+        or base._backward_hooks
+        or base._backward_pre_hooks
+        or (before and not all(hook in own for hook in before.values()))
+        or "forward" in base.__dict__  # accelerate and others replace it
+        or torch.is_autocast_enabled(x.device.type)
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or module_globals._has_any_global_hook()
+    )
+
+
+def made(W):
+    """W, or what it makes."""
+    return W() if callable(W) else W
+
+
+def linear(x, W, bias):
+    """x (..., in) -> x Wᵀ + bias (..., out); W gets no gradient."""
+    return Product.apply(x, W, bias) if callable(W) else F.linear(x, W, bias)
+
+
+class Product(torch.autograd.Function):
+    """x (..., in), a function that makes W, bias -> x Wᵀ + bias, keeping nothing but that function."""
+
+    @staticmethod
+    def forward(ctx, x, W, bias):
+        ctx.made, ctx.bias = W, bias
+        weight = W()
+        bias = None if bias is None else bias.to(weight.dtype)
+        return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        dx = dbias = None
+        if ctx.needs_input_grad[0]:
+            W = ctx.made()
+            dx = (g.to(W.dtype) @ W).to(g.dtype)
+        if ctx.needs_input_grad[2]:
+            dbias = g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias.dtype)
+        return dx, None, dbias

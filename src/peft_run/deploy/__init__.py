@@ -1,0 +1,1 @@
+"""From a finished run to something that others can load: merged models, GGUF files, Ollama, vLLM."""

@@ -1,0 +1,101 @@
+"""A report: written once, as Markdown and as one HTML file that needs nothing else.
+
+No scripts, no fonts and no pictures from outside; text in Chinese is set in whichever Chinese font the reader has.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+MARKDOWN_CELL = 300  # characters of a cell; HTML shows all
+STYLE = """
+body{font:15px/1.55 system-ui,"PingFang SC","Microsoft YaHei","Noto Sans CJK SC","Noto Sans SC",sans-serif;
+max-width:1200px;margin:2rem auto;padding:0 1rem;color:#1f2430;background:#fff}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #d9dde5;padding-bottom:.3rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0}
+th,td{border:1px solid #d9dde5;padding:.35rem .6rem;text-align:left;vertical-align:top;white-space:pre-wrap;
+overflow-wrap:anywhere;min-width:3.5rem}th{background:#f3f5f9}
+.good{color:#0a7038;font-weight:600}.bad{color:#b3261e;font-weight:600}
+figure{display:inline-block;margin:.5rem 1rem .5rem 0}figcaption{font-size:.85rem;color:#5a6272}
+@media(prefers-color-scheme:dark){body{background:#14171d;color:#dfe3ea}th{background:#20252e}
+th,td,h2{border-color:#343b47}.good{color:#5fd08f}.bad{color:#ff8a80}}
+"""
+
+
+class Good(str):
+    """A cell that is good news."""
+
+
+class Bad(str):
+    """A cell that is bad news."""
+
+
+class Document:
+    def __init__(self, title: str, language: str) -> None:
+        self.title, self.language = title, language
+        self.blocks: list[tuple[str, Any]] = []
+
+    def heading(self, text: str) -> None:
+        self.blocks.append(("heading", text))
+
+    def text(self, text: str) -> None:
+        self.blocks.append(("text", text))
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.blocks.append(("table", [header, *rows]))
+
+    def figure(self, svg: str, caption: str) -> None:
+        """A picture; only in HTML."""
+        self.blocks.append(("figure", (svg, caption)))
+
+    def markdown(self) -> str:
+        parts = [f"# {self.title}"]
+        for kind, block in self.blocks:
+            if kind == "heading":
+                parts.append(f"## {block}")
+            elif kind == "text":
+                parts.append(markdown_text(block))
+            elif kind == "table":
+                lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in block]
+                parts.append("\n".join([lines[0], "|" + " --- |" * len(block[0]), *lines[1:]]))
+        return "\n\n".join(parts) + "\n"
+
+    def html(self) -> str:
+        parts = [f"<h1>{html.escape(self.title)}</h1>"]
+        for kind, block in self.blocks:
+            if kind == "heading":
+                parts.append(f"<h2>{html.escape(block)}</h2>")
+            elif kind == "text":
+                parts.append(f"<p>{html.escape(block)}</p>")
+            elif kind == "table":
+                head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block[0])
+                rows = "".join("<tr>" + "".join(map(html_cell, row)) + "</tr>\n" for row in block[1:])
+                parts.append(f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>')
+            else:
+                svg, caption = block
+                parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        language = {"zh": "zh-CN"}.get(self.language, self.language)
+        return (
+            f'<!doctype html>\n<html lang="{language}"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
+            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head>\n<body>\n"
+            + "\n".join(parts)
+            + "\n</body></html>\n"
+        )
+
+
+def html_cell(cell: str) -> str:
+    kind = ' class="good"' if isinstance(cell, Good) else ' class="bad"' if isinstance(cell, Bad) else ""
+    return f"<td{kind}>{html.escape(cell)}</td>"
+
+
+def markdown_text(text: str) -> str:
+    """Text that is data cannot become markup."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>#" else c for c in text)
+
+
+def markdown_cell(cell: str) -> str:
+    short = cell if len(cell) <= MARKDOWN_CELL else cell[:MARKDOWN_CELL] + "…"
+    return " ".join(markdown_text(short).replace("|", "\\|").split("\n"))

@@ -1,0 +1,292 @@
+"""The training loop, for every task and method.
+
+A step is a function of its number: the order of the samples, the learning rate and the random numbers follow from the
+seed and the step. So a resumed run needs the trained tensors, the optimizer's state and the few numbers of `State`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peft_run.train import checkpoint, optimizer, schedules, sentinel
+from peft_run.train.adapter import trained
+from peft_run.train.sampler import Sampler, by_length
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from peft_run.config import Recipe
+    from peft_run.console import Console
+    from peft_run.run import Run
+    from peft_run.tasks.task import Batch, Task
+    from peft_run.train.progress import Progress
+
+
+class Stopped(Exception):
+    """The user asked to stop, in the middle of an evaluation."""
+
+
+@dataclass
+class State:
+    """What changes from step to step, besides tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    evaluated: bool = True  # whether the evaluation that is due at this step has been done
+    best: float | None = None
+    best_step: int | None = None
+    without_progress: int = 0
+    early: bool = False  # stopped because there was no more progress
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+class Loop:
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        task: Task,
+        model: nn.Module,
+        items: Sequence[Any],
+        held_out: Sequence[Any],
+        *,
+        dtype: torch.dtype,
+        added: dict[str, torch.Tensor],
+        console: Console,
+    ) -> None:
+        self.run, self.recipe, self.task, self.model, self.console = run, recipe, task, model, console
+        self.items, self.held_out = items, held_out
+        self.device = next(model.parameters()).device
+        settings = recipe.train
+        self.sampler = Sampler(
+            [item.length for item in items],
+            batch=settings.batch,
+            accumulate=settings.accumulate,
+            seed=settings.seed,
+            grouped=settings.batching == "grouped",
+        )
+        self.total = total_steps(recipe, self.sampler.steps_per_epoch)
+        self.eval_every = interval(settings.eval_every, self.total)
+        self.save_every = interval(settings.save_every, self.total)
+        self.parameters = trained(model)
+        self.optimizer = optimizer.make(self.parameters, settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.added = added  # tensors of the method that are not trained, but may change
+        self.state = State()
+        self.first = True
+
+    # -- from start to end --------------------------------------------------------------------------------------------
+
+    def go(self, progress: Progress, interrupted: Callable[[], bool]) -> bool:
+        """Train to the end. False: the user stopped it, and a checkpoint holds all there is."""
+        state = self.state
+        self.started, self.tokens_before = time.monotonic(), state.tokens
+        while state.step < self.total and not state.early:
+            if state.evaluated:
+                progress.step(self.step())
+                state.evaluated = not self.is_due(self.eval_every)
+            improved = False
+            if not state.evaluated:
+                try:
+                    improved = self.evaluate(progress, interrupted)
+                except Stopped:
+                    break
+            if improved or self.is_due(self.save_every) or interrupted() or state.early:
+                self.save()
+            if interrupted():
+                break
+        if state.step < self.total and not state.early:
+            if not state.evaluated:
+                self.save()
+            return False
+        return True
+
+    def is_due(self, every: int) -> bool:
+        return self.state.step % every == 0 or self.state.step == self.total
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, Any]:
+        """One optimizer step. The loss is the mean over all units of all its batches."""
+        state, settings = self.state, self.recipe.train
+        begin = time.monotonic()
+        seed_everything(settings.seed, state.step)
+        batches = [self.batch(self.items, numbers) for numbers in self.sampler.batches(state.step)]
+        units = sum(batch["units"] for batch in batches)
+        rate = optimizer.rate(state.step, self.total, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        loss = 0.0
+        for batch in batches:
+            part = self.task.loss(self.model, batch) / units
+            value = part.item()
+            again = partial(self.task.loss, self.model, batch)
+            sentinel.check_loss(value, state.step + 1, self.model, again)
+            self.scaler.scale(part).backward()
+            loss += value
+        if (penalty := schedules.penalty(self.model)) is not None:
+            self.scaler.scale(penalty).backward()
+        self.scaler.unscale_(self.optimizer)
+        if self.first:
+            sentinel.check_first_step(loss, self.model, self.console)
+            self.first = False
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip or float("inf")).item()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        schedules.after_step(self.model, state.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += sum(batch["tokens"] for batch in batches)
+        event = self.event(loss=loss, lr=rate, grad_norm=norm, seconds=time.monotonic() - begin)
+        if state.step % self.recipe.track.log_every == 0 or state.step in (1, self.total):
+            self.run.log(**event)
+        return event
+
+    def batch(self, items: Sequence[Any], numbers: Sequence[int]) -> Batch:
+        return moved(self.task.collate([items[number] for number in numbers]), self.device)
+
+    def event(self, **values: float) -> dict[str, Any]:
+        state = self.state
+        seconds = time.monotonic() - self.started
+        speed = (state.tokens - self.tokens_before) / max(seconds, 1e-9)
+        return {
+            "step": state.step,
+            "total": self.total,
+            "epoch": round(state.step / self.sampler.steps_per_epoch, 4),
+            **values,
+            "tokens": state.tokens,
+            "tokens_per_second": round(speed, 1),
+            "memory_mb": round(peak_memory(self.device) / 1e6, 1),
+        }
+
+    # -- held-out data ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, progress: Progress, interrupted: Callable[[], bool]) -> bool:
+        """Measure, log, and decide about early stopping. Whether this is the best so far."""
+        state = self.state
+        if not self.held_out:
+            state.evaluated = True
+            return False
+        measures = score(self.task, self.model, self.held_out, self.recipe.eval.batch, self.batch, interrupted)
+        value = measures[self.task.better]
+        settings = self.recipe.train.early_stop
+        least = settings.min_change if settings is not None else 0.0
+        better = state.best is None or value < state.best - least
+        if better:
+            state.best, state.best_step, state.without_progress = value, state.step, 0
+        else:
+            state.without_progress += 1
+            state.early = settings is not None and state.without_progress >= settings.patience
+        state.evaluated = True
+        event = {"step": state.step, "total": self.total} | {f"eval_{name}": v for name, v in measures.items()}
+        self.run.log(**event)
+        progress.evaluated(event)
+        return better and self.recipe.train.keep == "best"
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        state = self.state
+        if self.scaler.is_enabled():
+            state.scaler = self.scaler.state_dict()
+        tensors, values = optimizer.state_of(self.optimizer, self.parameters)
+        tensors_of_model = {**self.parameters, **self.added, **schedules.state_of(self.model)}
+        checkpoint.save(self.run, state.step, tensors_of_model, tensors, {**asdict(state), "optimizer": values})
+        always = [state.best_step] if state.best_step is not None and self.recipe.train.keep == "best" else []
+        checkpoint.prune(self.run, self.recipe.train.save_total_limit, always)
+
+    def resume(self, folder: Path) -> None:
+        """Go back to a checkpoint, bit for bit."""
+        tensors, of_optimizer, state = checkpoint.load(folder)
+        values = state.pop("optimizer")
+        self.put(tensors)
+        schedules.restore(self.model, tensors)
+        optimizer.restore(self.optimizer, self.parameters, of_optimizer, values)
+        self.state = State(**state)
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+        self.run.cut_log(self.state.step)
+
+    @torch.no_grad()
+    def put(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Set the trained tensors to those of a checkpoint."""
+        for name, tensor in {**self.parameters, **self.added}.items():
+            tensor.copy_(tensors[name])
+
+    def take_best(self) -> int:
+        """Put the best adapter into the model, where the recipe wants it; its step."""
+        state = self.state
+        if self.recipe.train.keep == "best" and state.best_step not in (None, state.step):
+            self.put(checkpoint.load_trained(self.run / f"checkpoint-{state.best_step}"))
+            return state.best_step
+        return state.step
+
+
+def score(
+    task: Task,
+    model: nn.Module,
+    items: Sequence[Any],
+    size: int,
+    batch_of: Callable[[Sequence[Any], Sequence[int]], Batch],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """The task's measures over all items."""
+    sums: dict[str, float] = {}
+    model.eval()
+    for numbers in by_length([item.length for item in items], size):
+        if interrupted():
+            raise Stopped
+        with torch.no_grad():  # not inference_mode: what the library keeps for later must be usable in training
+            for name, value in task.score(model, batch_of(items, numbers)).items():
+                sums[name] = sums.get(name, 0) + value
+    return task.summary(sums)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """All tensors of a batch on a device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, dict):
+            return moved(value, device)
+        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+
+    return {name: move(value) for name, value in batch.items()}
+
+
+def seed_everything(seed: int, step: int) -> None:
+    """Every step begins its random numbers anew, so that no generator's state has to be kept."""
+    mixed = random.Random(f"{seed}-{step}").getrandbits(63)
+    random.seed(mixed)
+    torch.manual_seed(mixed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(mixed % 2**32)
+
+
+def total_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    return recipe.train.steps or max(1, round(recipe.train.epochs * steps_per_epoch))
+
+
+def interval(every: float, total: int) -> int:
+    """A number of steps, from itself or from a share of all steps."""
+    return max(1, round(every * total if every <= 1 else every))
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: of the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,266 @@
+"""Continuous batching: every answer is the one that the request would get alone."""
+
+import random
+import time
+
+import pytest
+import torch
+from serving import ADAPTERS, Collect, finish, make_adapter, make_adapters
+
+from peft_run.serve.adapters import AdapterRefused, Adapters, NoRoom, UnknownAdapter, inspect
+from peft_run.serve.cache import SlotCache
+from peft_run.serve.engine import Busy, Engine, Request
+from peft_run.serve.sampling import Sampling, choose
+from peft_run.serve.text import Text
+
+
+@pytest.fixture(scope="module")
+def world(tiny, tmp_path_factory):
+    """(model, tokenizer, {name: folder})"""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folders = make_adapters(tiny, tmp_path_factory.mktemp("adapters"))
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(tiny), folders
+
+
+@pytest.fixture
+def adapters(world):
+    model, _, folders = world
+    found = Adapters(model)
+    for name, folder in folders.items():
+        found.learn(inspect(name, folder, 4))
+    yield found
+    for name in list(found.known):
+        found.remove(name)
+    assert found.model is model
+
+
+def requests_of(seed, count):
+    """Requests that differ in all that a request can differ in."""
+    rng = random.Random(seed)
+    for i in range(count):
+        yield {
+            "prompt": [rng.randrange(3, 250) for _ in range(rng.choice([1, 3, 9, 40]))],
+            "max_tokens": rng.randrange(1, 30),
+            "adapter": rng.choice([None, *ADAPTERS]),
+            "sampling": Sampling(rng.choice([0.0, 0.8]), rng.choice([1.0, 0.9]), seed=i),
+            "stop_ids": rng.choice([(), (rng.randrange(3, 250), rng.randrange(3, 250))]),
+            "stops": rng.choice([(), (chr(rng.randrange(97, 123)),)]),
+            "logprobs": rng.choice([None, 0, 2]),
+        }
+
+
+def alone(world, settings):
+    """The request through the plain library: no batch, no cache of ours, the whole text read anew for each token."""
+    from transformers import AutoModelForCausalLM
+
+    from peft import PeftModel
+
+    shared, tokenizer, folders = world
+    model = AutoModelForCausalLM.from_pretrained(shared.name_or_path, dtype=torch.float32)
+    if settings["adapter"]:
+        model = PeftModel.from_pretrained(model, folders[settings["adapter"]])
+    model.eval()
+    generator, tokens = settings["sampling"].generator(), list(settings["prompt"])
+    answer, text = [], Text(tokenizer, settings["stops"])
+    while len(answer) < settings["max_tokens"] and not text.stopped:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([tokens])).logits[0, -1]
+        token = choose(logits, settings["sampling"], generator, None).token
+        if token in settings["stop_ids"]:
+            break
+        answer.append(token)
+        tokens.append(token)
+        text.add(token)
+    return answer
+
+
+def test_requests_that_join_and_leave_get_what_they_get_alone(world, adapters):
+    engine = Engine(adapters, world[1], slots=4, queue=100)  # not started: the test makes its steps
+    asked = [(settings, Collect()) for settings in requests_of(0, 24)]
+    rng, waiting = random.Random(1), list(asked)
+    while waiting or engine.waiting or engine.reading or engine.running:
+        for settings, sink in [waiting.pop() for _ in range(min(len(waiting), rng.randrange(3)))]:
+            engine.waiting.append(Request(**settings, sink=sink))
+        with torch.inference_mode():
+            engine.step()
+    assert engine.metrics.values["step_rows_total"] > 2 * engine.metrics.values["steps_total"]
+    for settings, sink in asked:
+        assert sink.error is None
+        assert sink.tokens == alone(world, settings)
+    assert not any(entry.users for entry in adapters.held.values())
+
+
+def test_adapters_make_a_difference(world):
+    """Else the test above would hold for a server that always takes the same adapter."""
+    settings = {**next(requests_of(0, 1)), "sampling": Sampling(), "stop_ids": (), "stops": (), "max_tokens": 8}
+    answers = [alone(world, {**settings, "adapter": name}) for name in [None, *ADAPTERS]]
+    assert len({tuple(answer) for answer in answers}) == len(answers)
+
+
+def test_a_cancelled_request_frees_its_slot_and_others_do_not_notice(world, adapters):
+    engine = Engine(adapters, world[1], slots=3)
+    settings = [{**s, "max_tokens": 20, "stop_ids": (), "stops": ()} for s in requests_of(3, 3)]
+    sinks = [Collect() for _ in settings]
+    requests = [Request(**s, sink=sink) for s, sink in zip(settings, sinks)]
+    engine.waiting.extend(requests)
+    with torch.inference_mode():
+        for _ in range(6):
+            engine.step()
+        assert len(engine.running) == 3
+        engine.cancel(requests[0])
+        engine.step()
+        assert requests[0] not in engine.running and engine.cache.rows == 2
+        while engine.running:
+            engine.step()
+    for s, sink in list(zip(settings, sinks))[1:]:
+        assert sink.tokens == alone(world, s)
+
+
+def test_a_full_queue_says_so_and_takes_all_or_none(world, adapters):
+    engine = Engine(adapters, world[1], slots=1, queue=2).start()
+    done, started = [], []
+    blocker = engine.call(lambda: (started.append(1), time.sleep(0.3)))
+    while not started:
+        time.sleep(0.01)
+    settings = next(requests_of(0, 1))
+    sinks = [Collect(), Collect()]
+    engine.submit(*(Request(**settings, sink=sink) for sink in sinks))
+    with pytest.raises(Busy):
+        engine.submit(Request(**settings, sink=done.append))
+    blocker.result()
+    assert finish(engine, sinks) and not done
+    assert sinks[0].tokens == sinks[1].tokens == alone(world, settings)
+
+
+def test_a_replaced_adapter_answers_at_once_and_running_requests_keep_theirs(world, adapters, tmp_path):
+    model, tokenizer, folders = world
+    engine = Engine(adapters, tokenizer, slots=4)
+    settings = {"prompt": [5, 6, 7], "max_tokens": 12, "adapter": "one"}
+    old, new = Collect(), Collect()
+    with torch.inference_mode():
+        engine.waiting.append(Request(**settings, sink=old))
+        for _ in range(4):
+            engine.step()
+        make_adapter(model.name_or_path, tmp_path / "new", seed=77)
+        adapters.add(inspect("one", tmp_path / "new", 4))
+        assert len(adapters.retired) == 1
+        engine.waiting.append(Request(**settings, sink=new))
+        while engine.waiting or engine.reading or engine.running:
+            engine.step()
+    plain = {"sampling": Sampling(), "stop_ids": (), "stops": (), **settings}
+    assert old.tokens == alone(world, plain)
+    assert new.tokens == alone((model, tokenizer, {**folders, "one": tmp_path / "new"}), plain)
+    assert old.tokens != new.tokens
+    assert not adapters.retired
+
+
+def test_the_budget_holds_and_the_least_recently_used_goes(world):
+    model, _, folders = world
+    sources = [inspect(name, folders[name], 4) for name in ADAPTERS]
+    adapters = Adapters(model, budget=sources[0].nbytes + sources[2].nbytes)
+    for source in sources:
+        adapters.learn(source)
+    one = adapters.acquire("one")
+    adapters.release(adapters.acquire("two"))
+    adapters.release(one)
+    adapters.release(adapters.acquire("one"))  # now `two` is the one used longest ago
+    adapters.acquire("three")
+    assert list(adapters.held) == ["one", "three"] and adapters.evictions == 1
+    parameters = sum(p.nbytes for n, p in adapters.model.named_parameters() if "lora_" in n)
+    assert parameters == adapters.nbytes() <= adapters.budget
+    adapters.acquire("one")
+    with pytest.raises(NoRoom):
+        adapters.acquire("two")
+    for entry in list(adapters.held.values()):
+        adapters.release(entry)
+        adapters.remove(entry.source.name)
+    assert adapters.model is model
+
+
+def test_what_cannot_be_served_is_refused_and_changes_nothing(world, adapters, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = world[0]
+    adapters.acquire("one")
+    before = {n: p.clone() for n, p in adapters.model.named_parameters()}
+    for name in ("", "../x", "a/b", "__base__", "x" * 65, "a\0b", ".."):
+        with pytest.raises(AdapterRefused):
+            inspect(name, world[2]["one"], 4)
+    make_adapter(model.name_or_path, tmp_path / "bad", seed=9)
+    file = tmp_path / "bad" / "adapter_model.safetensors"
+    good = load_file(file)
+    first = next(iter(good))
+    for wrong in (
+        {**good, first: torch.full_like(good[first], float("nan"))},
+        {k: v for k, v in good.items() if k != first},
+        {**good, "base_model.model.model.norm.weight": torch.zeros(32)},
+        {f"x.{k}": v for k, v in good.items()},
+    ):
+        save_file(wrong, file)
+        with pytest.raises(AdapterRefused):
+            adapters.add(inspect("bad", tmp_path / "bad", 4))
+    file.write_bytes(b"\xff" * 100)
+    with pytest.raises(AdapterRefused):
+        inspect("bad", tmp_path / "bad", 4)
+    after = dict(adapters.model.named_parameters())
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+    adapters.release(adapters.held["one"])
+    with pytest.raises(UnknownAdapter):
+        adapters.acquire("bad")
+
+
+def test_files_that_changed_are_not_served_under_the_old_name(world, tmp_path):
+    model = world[0]
+    make_adapter(model.name_or_path, tmp_path / "x", seed=1)
+    adapters = Adapters(model)
+    adapters.learn(inspect("x", tmp_path / "x", 4))
+    make_adapter(model.name_or_path, tmp_path / "x", seed=2)
+    with pytest.raises(AdapterRefused, match="changed"):
+        adapters.acquire("x")
+
+
+def test_text_comes_whole_and_stop_strings_never_show(world):
+    tokenizer = world[1]
+    tokens = tokenizer("a中文 STOPPED", add_special_tokens=False)["input_ids"]
+    text, parts = Text(tokenizer, ["STOP"]), []
+    for token in tokens:
+        parts.append(text.add(token))
+        if text.stopped:
+            break
+    assert "".join(parts) == "a中文 " and "\ufffd" not in "".join(parts)
+    assert {"中", "文"} <= set(parts)
+    held = Text(tokenizer, ["STOP"])
+    assert "".join([held.add(t) for t in tokenizer("a STO", add_special_tokens=False)["input_ids"]]) == "a "
+    assert held.finish() == "STO"
+
+
+def test_slots_reuse_columns_and_clean_what_others_left():
+    from transformers.cache_utils import DynamicCache
+
+    def prompt(length, value):
+        cache = DynamicCache()
+        cache.update(torch.full((1, 2, length, 4), value), torch.full((1, 2, length, 4), value), 0)
+        return cache
+
+    slots = SlotCache(2)
+    slots.join(prompt(3, float("nan")))
+    slots.leave(0)
+    slots.join(prompt(2, 1.0))
+    row = slots.join(prompt(70, 2.0))
+    mask = slots.before_step()
+    assert mask.sum(1).tolist() == [3, 71]
+    keys, _ = slots.layers[0].update(torch.full((2, 2, 1, 4), 9.0), torch.zeros(2, 2, 1, 4))
+    slots.after_step()
+    assert keys.isfinite().all()
+    assert keys[0, 0, :, 0].tolist() == [0.0] * 68 + [1, 1, 9] and keys[row, 0, :, 0].tolist() == [2.0] * 70 + [9]
+    size = slots.size
+    slots.leave(1)
+    for _ in range(3 * size):  # one short row for a long time: columns of the row that left are used again
+        slots.before_step()
+        slots.layers[0].update(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4))
+        slots.after_step()
+        if slots.lengths[0] > 8:
+            slots.lengths[0] = 8
+    assert slots.size == size
