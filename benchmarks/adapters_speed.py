@@ -77,7 +77,8 @@ def worker(library: str) -> None:
 
 def floor_of(model):
     """The frozen model; a gradient is wanted from the second layer on."""
-    layers = model.requires_grad_(False).encoder.layer if hasattr(model, "encoder") else model.layers
+    model.requires_grad_(False)
+    layers = model.encoder.layer if hasattr(model, "encoder") else model.layers
     layers[1].register_forward_pre_hook(lambda module, args: (args[0].detach().requires_grad_(), *args[1:]))
     return model
 
