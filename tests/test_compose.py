@@ -289,6 +289,15 @@ def test_prompts_come_and_go():
         get_peft_model(llama(), {"p": PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")})
 
 
+def test_a_new_prompt_leaves_what_acts_alone():
+    model = causal().eval()
+    model.set_adapter([Average("lora", "ia3"), "prompt"])
+    before = model(input_ids=IDS, attention_mask=MASK).logits
+    model.add_adapter("other", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    assert model.state.block == Average("lora", "ia3") and model.active_adapters == ["lora", "ia3", "prompt"]
+    assert torch.equal(model(input_ids=IDS, attention_mask=MASK).logits, before)
+
+
 def members():
     return {
         "a": LoraConfig(target_modules=["0"], r=2, init_lora_weights=False),

@@ -41,7 +41,7 @@ class Loadable:
             raise ValueError(f"The input config must be a PeftConfig, got {config.__class__}")
         config.inference_mode = not is_trainable
         cls = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, cls)
-        trainable = [(p, p.requires_grad) for p in model.parameters()]
+        trainable = requires_grad_of(model)
         wrapped = cls(
             model,
             config,
@@ -63,8 +63,7 @@ class Loadable:
                 wrapped._delete_prompt(adapter_name)
             else:
                 wrapped.base_model.unload()
-            for p, was in trainable:
-                p.requires_grad = was
+            restore_requires_grad(trainable)
             raise
         return wrapped
 
@@ -158,3 +157,14 @@ class Loadable:
                 stacklevel=3,
             )
             base.resize_token_embeddings(size, mean_resizing=False)
+
+
+def requires_grad_of(model):
+    """[(parameter, whether it is trained)], for `restore_requires_grad`."""
+    return [(p, p.requires_grad) for p in model.parameters()]
+
+
+def restore_requires_grad(before):
+    """Train what was trained when `requires_grad_of` was asked."""
+    for p, was in before:
+        p.requires_grad = was

@@ -8,6 +8,7 @@ from peft import registry
 from peft.config import PeftConfig
 from peft.core.compose import Composition, Stack, read_composition
 from peft.errors import AdapterError, CheckpointError, ConfigError, MergeError
+from peft.loading import requires_grad_of, restore_requires_grad
 from peft.mixed import MixedModel, PeftMixedModel
 from peft.model import PeftModel
 from peft.storage import hub
@@ -84,6 +85,11 @@ class PeftStackedModel(PeftMixedModel):
 
     active_adapter = active_adapters
 
+    def _acting(self):
+        """What `set_adapter` takes to come to the present state: names, or a composition, and the prompt."""
+        prompts = [] if self.prompts is None else self.prompts.active_adapters
+        return [*(self.state.active if self.state.block is None else [self.state.block]), *prompts]
+
     # -- computing -----------------------------------------------------------------------------------------------
     def forward(self, *args, adapter_names=None, **kwargs):
         """The base model's forward under the active adapters; see PeftModel.forward."""
@@ -116,14 +122,14 @@ class PeftStackedModel(PeftMixedModel):
             raise ConfigError("A prompt in a stack cannot have modules_to_save; give them to an adapter on layers.")
         if adapter_name in self.peft_config:
             raise AdapterError(f"Adapter with name '{adapter_name}' already exists.")
-        active = self.active_adapters if self.state.block is None else [self.state.block]
+        acting = self._acting()
         if self.prompts is None:
             self.__dict__["prompts"] = PeftModel(self.get_base_model(), peft_config, adapter_name)
             self.prompts.prompt_state.active = ()
             self.prompt_encoder = self.prompts.prompt_encoder
         else:
             self.prompts._add_prompt(adapter_name, peft_config)  # of any prompt method, where add_adapter takes one
-        self.set_adapter(active)
+        self.set_adapter(acting)
 
     def set_adapter(self, adapter_name, inference_mode=False):
         """Let these act, and no others: a name, a composition, or a list of such, the first acting first."""
@@ -176,9 +182,8 @@ class PeftStackedModel(PeftMixedModel):
             holder = self.prompts if name in self._prompt_configs() else self
             folder = os.path.join(save_directory, name) if name == "default" else save_directory
             save_pretrained(holder, folder, selected_adapters=[name], **options)
-        prompts = self.prompts.active_adapters if self.prompts is not None else []
-        on_layers = list(self.state.active) if self.state.block is None else [self.state.block.to_json()]
-        how = {"adapters": chosen, "active": [*on_layers, *prompts]}
+        active = [a.to_json() if isinstance(a, Composition) else a for a in self._acting()]
+        how = {"adapters": chosen, "active": active}
         commit_files(save_directory, {STACK_NAME: json.dumps(how, indent=2).encode()})
 
     @classmethod
@@ -198,6 +203,7 @@ class PeftStackedModel(PeftMixedModel):
         configs = {name: PeftConfig.from_pretrained(model_id, subfolder=name) for name in names}
         for config in configs.values():
             config.inference_mode = not is_trainable
+        trainable = requires_grad_of(model)
         stacked = cls(model, configs, low_cpu_mem_usage=True, active=active)
         try:
             for name in names:
@@ -205,6 +211,7 @@ class PeftStackedModel(PeftMixedModel):
                 holder.load_adapter(model_id, name, is_trainable=is_trainable, subfolder=name, **kwargs)
         except BaseException:
             stacked.base_model.unload()
+            restore_requires_grad(trainable)
             raise
         stacked.set_adapter(active)
         return stacked.train(is_trainable)

@@ -14,6 +14,7 @@ import torch
 from peft.core import match
 from peft.core.checkpoint import PREFIX, set_peft_model_state_dict
 from peft.errors import AdapterError, CheckpointError, PeftWarning
+from peft.loading import requires_grad_of, restore_requires_grad
 from peft.methods.bottleneck.activations import ACTIVATIONS
 from peft.methods.bottleneck.config import BottleneckConfig
 from peft.model import PeftModel
@@ -142,7 +143,7 @@ def load_adapters_checkpoint(model, model_id, adapter_name="default", is_trainab
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     config, tensors = convert_adapters_checkpoint(base, model_id, **options)
     config.inference_mode = not is_trainable
-    trainable = [(p, p.requires_grad) for p in base.parameters()]
+    trainable = requires_grad_of(base)
     fresh = not isinstance(model, PeftModel)
     if fresh:
         model = get_peft_model(model, config, adapter_name, low_cpu_mem_usage=True)
@@ -155,8 +156,7 @@ def load_adapters_checkpoint(model, model_id, adapter_name="default", is_trainab
     except BaseException:
         if fresh:
             model.base_model.unload()
-            for p, was in trainable:
-                p.requires_grad = was
+            restore_requires_grad(trainable)
         else:
             model.delete_adapter(adapter_name)
         raise
@@ -176,14 +176,14 @@ def convert_adapters_checkpoint(base, model_id, **options):
             f"Adapters of the adapters library can be loaded into models of the types {', '.join(FAMILIES)}, but this "
             f"one's model_type is {model_type!r}."
         )
-    tensors = _read(model_id, WEIGHTS, options)
+    tensors = read_first(model_id, WEIGHTS, **options)
     if tensors is None:
         raise CheckpointError(f"There is neither {' nor '.join(WEIGHTS)} at {model_id}.")
-    _warn_about_head(base, _read(model_id, HEADS, options), path)
+    _warn_about_head(base, read_first(model_id, HEADS, **options), path)
     return _Conversion(base, FAMILIES[model_type], settings, path, str(data.get("name"))).of(tensors)
 
 
-def _read(model_id, names, options):
+def read_first(model_id, names, **options):
     """The tensors of the first of these files that is there; None without any."""
     for name in names:
         if (path := hub.find_file(model_id, name, **options)) is not None:

@@ -9,11 +9,11 @@ from torch import nn
 from peft.config import CONFIG_NAME
 from peft.core.checkpoint import PREFIX
 from peft.errors import CheckpointError, ConfigError
+from peft.integrations.adapters_library import HEADS, WEIGHTS, read_first
 from peft.methods.reft import ReftConfig
 from peft.storage.files import commit_files, read_json
-from peft.weights import read_pickle, read_safetensors, serialised
+from peft.weights import serialised
 
-WEIGHTS, HEAD = ("adapter.safetensors", "pytorch_adapter.bin"), ("model_head.safetensors", "pytorch_model_head.bin")
 TRAINED_HEADS = ("classifier", "score", "qa_outputs")  # language models write their own head too, which is the base's
 UNIT = re.compile(r"(?P<block>.+)\.reft_layer\.refts\.[^.]+\.units\.(?P<unit>\d+)\.(?P<tensor>.+)")
 ORTHOGONAL = "projection.parametrizations.weight."
@@ -39,7 +39,7 @@ def read_reft(folder, variant=None):
     for field, known in (("non_linearity", None), ("output_reft", True)):
         if theirs.get(field, known) != known:
             raise CheckpointError(f"{folder} has {field}={theirs[field]!r}, which ReFT here cannot do.")
-    tensors = _read(folder, WEIGHTS)
+    tensors = read_first(folder, WEIGHTS)
     if tensors is None:
         raise CheckpointError(f"{folder} has none of the files {', '.join(WEIGHTS)}.")
     sides = [i for i, side in enumerate(("prefix_positions", "suffix_positions")) if theirs[side]]
@@ -57,16 +57,9 @@ def read_reft(folder, variant=None):
     blocks = _blocks(tensors)
     found = {PREFIX + key: t for block in blocks for key, t in _converted(block, blocks[block], units).items()}
     config.target_modules = set(blocks)
-    head = {k: t for k, t in (_read(folder, HEAD) or {}).items() if k.partition(".")[0] in TRAINED_HEADS}
+    head = {k: t for k, t in (read_first(folder, HEADS) or {}).items() if k.partition(".")[0] in TRAINED_HEADS}
     config.modules_to_save = sorted({k.partition(".")[0] for k in head}) or None
     return config, {**found, **{PREFIX + k: t for k, t in head.items()}}
-
-
-def _read(folder, names):
-    path = next((p for n in names if os.path.isfile(p := os.path.join(folder, n))), None)
-    if path is None:
-        return None
-    return read_safetensors(path) if path.endswith(".safetensors") else read_pickle(path, "cpu")
 
 
 def _variant(theirs, variant):

@@ -66,6 +66,12 @@ class Sublayer(Block):
         return super().placement(base, backend)
 
 
+def output_width(layer, told):
+    """The last dimension of an adapted layer's output; `told` where that is a part of a model which does not say it."""
+    unknown = layer.kind.name == Sublayer.name and not own_width(layer.get_base_layer())
+    return told if told and unknown else layer.shape[0]
+
+
 def width_of(base):
     """The last dimension of a module's output: its own, or that of its norms or its last linear layer; 0: unknown."""
     norms = [module for module in reversed(list(base.children())) if own_width(module) and not _linear_width(module)]

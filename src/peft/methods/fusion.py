@@ -14,7 +14,7 @@ from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
-from peft.layers.block import own_width
+from peft.layers.block import output_width
 from peft.registry import register
 
 
@@ -54,9 +54,7 @@ class Fusion(Adapter):
     fusion_query, fusion_key, fusion_value = Param(), Param(), Param()  # (d, d)
 
     def build(self, c, where):
-        d = self.layer.shape[0]
-        if self.kind.name == "sublayer" and c.hidden_size and not own_width(self.base):
-            d = c.hidden_size
+        d = output_width(self.layer, c.hidden_size)
         for name in ("fusion_query", "fusion_key", "fusion_value"):
             setattr(self, name, nn.Parameter(torch.empty(d, d, **where)))
 

@@ -4,13 +4,13 @@ import copy
 
 import torch
 
-from peft.quant import straight
-from peft.quant.backend import Plain, unwritable
+from peft.quant.backend import unwritable
+from peft.quant.straight import Carried
 
 ROWS = 1024  # of the identity that a kernel gets at once
 
 
-class ForwardOnly(Plain):
+class ForwardOnly(Carried):
     """Says where a layer keeps its codes and scales. `unpack` asks the kernel, unless the format is documented.
 
     Packed: the tensor of codes, for nobody replaces it.
@@ -36,12 +36,6 @@ class ForwardOnly(Plain):
     def placement(self, base, param):
         device, dtype = getattr(base, self.codes).device, getattr(base, self.scales).dtype
         return device, dtype if dtype.is_floating_point else torch.get_default_dtype()
-
-    def attach(self, base):
-        straight.attach(base, self)
-
-    def detach(self, base):
-        straight.detach(base)
 
 
 @torch.no_grad()

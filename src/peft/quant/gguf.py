@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from peft.quant import straight
-from peft.quant.backend import Plain, loaded, unwritable
+from peft.quant.backend import loaded, unwritable
+from peft.quant.straight import Carried
 
 
-class Gguf(Plain):
+class Gguf(Carried):
     """Packed: the blocks, weight (out, bytes of a row) uint8. What the package gguf can quantize can be packed."""
 
     name = "gguf"
@@ -35,12 +35,6 @@ class Gguf(Plain):
         except NotImplementedError:
             raise unwritable("GgufLinear", f"only llama.cpp makes GGUF blocks of the type {kind.name}") from None
         return nn.Parameter(torch.from_numpy(blocks).view(torch.uint8).to(old.device), requires_grad=False)
-
-    def attach(self, base):
-        straight.attach(base, self)
-
-    def detach(self, base):
-        straight.detach(base)
 
 
 BACKENDS = [Gguf]

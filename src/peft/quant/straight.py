@@ -6,6 +6,8 @@ fail in the backward pass; others keep the float weight of every layer until the
 
 import torch
 
+from peft.quant.backend import Plain
+
 
 class Carry:
     """A forward hook that puts our gradient in place of the kernel's."""
@@ -21,16 +23,16 @@ class Carry:
         return StraightThrough.apply(x, y.detach(), bias, base, self.backend)
 
 
-def attach(base, backend):
-    """Make `base` differentiable in its input; a second call changes nothing."""
-    if not any(isinstance(hook, Carry) for hook in base._forward_hooks.values()):
-        base.register_forward_hook(Carry(backend))
+class Carried(Plain):
+    """A storage whose layers get our gradient while their model has adapters."""
 
+    def attach(self, base):
+        if not any(isinstance(hook, Carry) for hook in base._forward_hooks.values()):
+            base.register_forward_hook(Carry(self))
 
-def detach(base):
-    """Undo `attach`."""
-    for key in [k for k, hook in base._forward_hooks.items() if isinstance(hook, Carry)]:
-        del base._forward_hooks[key]
+    def detach(self, base):
+        for key in [k for k, hook in base._forward_hooks.items() if isinstance(hook, Carry)]:
+            del base._forward_hooks[key]
 
 
 class StraightThrough(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from peft.quant.backend import loaded
+from peft.quant.backend import Plain, loaded
 from peft.quant.forward_only import ForwardOnly
 
 
@@ -25,7 +25,7 @@ class TransformerEngine(ForwardOnly):
     def pack(self, base, W, old):
         if type(old) is not nn.Parameter:
             return super().pack(base, W, old)
-        return nn.Parameter(W.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+        return Plain.pack(self, base, W, old)
 
     def placement(self, base, param):
         return base.weight.device, base.weight.dtype

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from peft.quant import straight
-from peft.quant.backend import Plain, loaded, unwritable
+from peft.quant.backend import loaded, unwritable
+from peft.quant.straight import Carried
 
 
-class TorchAo(Plain):
+class TorchAo(Carried):
     """Packed: the tensor. Its class and settings say how to make another one; some classes cannot be made so."""
 
     name = "torchao"
@@ -33,12 +33,6 @@ class TorchAo(Plain):
         if make is None:
             raise unwritable(f"torchao's {type(old).__name__}", "it does not say how it was made")
         return nn.Parameter(make(W.to(old.dtype).contiguous(), old), requires_grad=False)
-
-    def attach(self, base):
-        straight.attach(base, self)
-
-    def detach(self, base):
-        straight.detach(base)
 
 
 def _granularity(old):

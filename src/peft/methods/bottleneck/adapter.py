@@ -10,7 +10,7 @@ from peft.core import match
 from peft.core.adapter import Adapter, Mod, Param, Val, through
 from peft.core.hidden_states import HiddenStatesLayer
 from peft.errors import AdapterError, ConfigError
-from peft.layers.block import own_width
+from peft.layers.block import output_width
 from peft.layers.linear import linear
 from peft.methods.bottleneck import hypercomplex
 from peft.methods.bottleneck.activations import ACTIVATIONS
@@ -244,14 +244,13 @@ def tap_of(c, key):
 
 def _sizes(layer, c, key):
     """(width of z, of the bottleneck, of the layer's output)."""
-    out, inp = layer.shape
-    if layer.kind.name == "sublayer" and c.hidden_size and not own_width(layer.get_base_layer()):
-        out = inp = c.hidden_size
+    out = output_width(layer, c.hidden_size)
     if not out:
         raise ConfigError(
             f"How wide the output of {key} is cannot be told from the module. Set BottleneckConfig.hidden_size."
         )
-    inp = inp if c.reads == "input" and tap_of(c, key) is None else out
+    reads_own = layer.kind.name == "linear" and c.reads == "input" and tap_of(c, key) is None
+    inp = layer.shape[1] if reads_own else out
     size = match.pattern_value(c.size_pattern, key, c.bottleneck_size)
     step = c.phm_dim or 1
     return inp, size or max(1, int(out // c.reduction_factor) // step) * step, out
