@@ -10,7 +10,7 @@ import pickle
 import models
 import pytest
 import torch
-from laws_table import base_tensors, gap, quiet, same_tensors, train_a_little
+from laws_table import base_tensors, gap, quiet, same_tensors, train_a_little, under_checkpointing
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import peft
@@ -236,17 +236,7 @@ def test_generates_the_same_with_and_without_cache(base):
 @pytest.mark.parametrize("base", ["llama", "gpt2"])
 @quiet
 def test_checkpointing_gives_the_same_gradients(base, reentrant):
-    grads = []
-    for checkpointing in (False, True):
-        model = wrapped(base).train()
-        for m in model.modules():
-            if isinstance(m, torch.nn.Dropout):
-                m.p = 0.0
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.prepare_model_for_gradient_checkpointing(model.get_base_model())
-        model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
-        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    grads = under_checkpointing(lambda: wrapped(base), reentrant, input_ids=IDS, labels=IDS)
     assert all(gap(a, b) < 1e-5 for a, b in zip(*grads))
 
 

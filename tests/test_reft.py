@@ -9,7 +9,7 @@ import warnings
 import models
 import pytest
 import torch
-from laws_table import base_tensors, gap, quiet, same_tensors, train_a_little
+from laws_table import base_tensors, gap, quiet, same_tensors, train_a_little, under_checkpointing
 from reft_models import (
     BASES,
     IDS,
@@ -167,18 +167,9 @@ def test_rows_of_R_stay_orthonormal(dtype, per, tmp_path):
 @pytest.mark.parametrize("base", ["llama", "gpt2", "t5"])
 @quiet
 def test_checkpointing_gives_the_same_gradients(base, reentrant):
-    grads = []
-    for checkpointing in (False, True):
-        model = wrapped(base).train()
-        for m in model.modules():
-            if isinstance(m, torch.nn.Dropout):
-                m.p = 0.0
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.prepare_model_for_gradient_checkpointing(model.get_base_model())
-        mask = RIGHT if base == "t5" else LEFT
-        model(input_ids=IDS, attention_mask=mask.long(), labels=labelled(mask)[0], use_cache=False).loss.backward()
-        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    mask = RIGHT if base == "t5" else LEFT
+    batch = {"input_ids": IDS, "attention_mask": mask.long(), "labels": labelled(mask)[0]}
+    grads = under_checkpointing(lambda: wrapped(base), reentrant, **batch)
     assert len(grads[0]) == len(grads[1]) >= 6
     assert all(g is not None and g.abs().sum() > 0 for g in grads[0])
     assert all(gap(a, b) < 1e-5 for a, b in zip(*grads))

@@ -10,7 +10,7 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
-from laws_table import base_tensors, gap, quiet, same_tensors, train_a_little
+from laws_table import base_tensors, gap, quiet, same_tensors, train_a_little, under_checkpointing
 
 import peft
 
@@ -176,17 +176,8 @@ def test_exactly_the_declared_tensors_get_gradients(base):
 @pytest.mark.parametrize("base", ["llama", "gpt2"])
 @quiet
 def test_checkpointing_gives_the_same_gradients(base, reentrant):
-    grads = []
-    for checkpointing in (False, True):
-        model = wrapped(base, shadow_dropout=0.0).train()
-        for m in model.modules():
-            if isinstance(m, torch.nn.Dropout):
-                m.p = 0.0
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.prepare_model_for_gradient_checkpointing(model.get_base_model())
-        model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
-        grads.append([p.grad for p in model.parameters() if p.requires_grad and p.grad is not None])
+    both = under_checkpointing(lambda: wrapped(base, shadow_dropout=0.0), reentrant, input_ids=IDS, labels=IDS)
+    grads = [[g for g in each if g is not None] for each in both]
     assert len(grads[0]) == len(grads[1]) > 10 and all(gap(a, b) < 1e-5 for a, b in zip(*grads))
 
 

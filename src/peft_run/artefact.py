@@ -69,7 +69,7 @@ def save(run: Run, recipe: Recipe, model: nn.Module, task: Task, dtype: torch.dt
         "system": recipe.data.system,
         "prompt": recipe.data.prompt,
         "max_length": recipe.data.max_length,
-        "stop_ids": renderer.stop_ids() if recipe.task not in ("seq_cls", "token_cls", "qa") else [],
+        "stop_ids": renderer.stop_ids() if recipe.task not in tasks.HEADS else [],
         "template_sha256": renderer.template_sha256(),
         "tokenizer_sha256": renderer.tokenizer_sha256(),
     }

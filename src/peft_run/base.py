@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # the recipe's names -> torch's
 PACKAGED = "smollm2-135m-instruct"  # the one base model that a package brings: see models.py
 
 
@@ -139,7 +140,7 @@ def dtype_of(recipe: Recipe, device: torch.device) -> torch.dtype:
 
             return fastest_precision().dtype
         return torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
+    return dtype_named(DTYPES[asked])
 
 
 def dtype_named(name: str) -> torch.dtype:

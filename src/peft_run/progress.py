@@ -13,6 +13,15 @@ LINE_EVERY = 10  # steps between two lines where there is no terminal
 Report = Callable[[float, int], None]  # called after every step with its loss and its number of tokens
 
 
+def bars(stream: TextIO, bar_width: int = 20, *, transient: bool = False):  # -> rich.progress.Progress
+    """A bar and a line of text beside it, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = TextColumn("  "), BarColumn(bar_width=bar_width), TextColumn("{task.description}")
+    return Progress(*columns, console=Console(file=stream), transient=transient)
+
+
 class Output:
     """Text for people. With `--json` it goes to stderr, because stdout then belongs to the result."""
 
@@ -35,16 +44,12 @@ class Output:
             yield line
             return
 
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = TextColumn("  "), BarColumn(), TextColumn("{task.description}")
-        with Progress(*columns, console=Console(file=self.stream)) as bars:
-            bar = bars.add_task(str(clock), total=total)
+        with bars(self.stream, 40) as shown:
+            bar = shown.add_task(str(clock), total=total)
 
             def draw(loss: float, tokens: int) -> None:
                 clock.tick(loss, tokens)
-                bars.update(bar, advance=1, description=str(clock))
+                shown.update(bar, advance=1, description=str(clock))
 
             yield draw
 

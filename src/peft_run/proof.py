@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from peft_run.deploy.probe import TOLERANCE, largest_difference, logits
+
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from peft import PeftModel
-
-TOLERANCE = 1e-3  # in logits, which are of the order of 10; float32 rounding through 30 layers stays well below
 
 
 class Proof(NamedTuple):
@@ -39,23 +38,12 @@ def prove(trained: PeftModel, base: PreTrainedModel, adapter: Path, prompts: Seq
 
     trained = trained.float().eval()
     quantized = compute_exactly(trained.get_base_model())
-    expected = logits_of(trained, prompts)
+    expected = logits(trained, prompts)
     with trained.disable_adapter():
-        effect = largest_difference(logits_of(trained, prompts), expected)
+        effect = largest_difference(logits(trained, prompts), expected)
     reloaded_model = PeftModel.from_pretrained(base, adapter).eval()
     compute_exactly(reloaded_model.get_base_model())
-    reloaded = largest_difference(logits_of(reloaded_model, prompts), expected)
+    reloaded = largest_difference(logits(reloaded_model, prompts), expected)
     merged_model = reloaded_model.merge_and_unload(**({"target": "dequantized"} if quantized else {}))
-    merged = largest_difference(logits_of(merged_model, prompts), expected)
+    merged = largest_difference(logits(merged_model, prompts), expected)
     return Proof(effect, reloaded, merged)
-
-
-def logits_of(model: torch.nn.Module, prompts: Sequence[list[int]]) -> list[torch.Tensor]:
-    import torch
-
-    with torch.inference_mode():
-        return [model(input_ids=torch.tensor([prompt])).logits for prompt in prompts]
-
-
-def largest_difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    return max((a - b).abs().max().item() for a, b in zip(ours, theirs))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from peft_run.console import Console
-from peft_run.progress import clock_time
+from peft_run.progress import bars, clock_time
 
 LINE_EVERY = 10.0  # seconds
 
@@ -33,16 +33,12 @@ def counted(console: Console, total: int) -> Iterator[Callable[[int], None]]:
 
         yield line
         return
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = TextColumn("  "), BarColumn(bar_width=20), TextColumn("{task.description}")
-    with Progress(*columns, console=RichConsole(file=console.stream), transient=True) as bars:
-        bar = bars.add_task("", total=total)
+    with bars(console.stream, transient=True) as drawn:
+        bar = drawn.add_task("", total=total)
 
         def draw(more: int) -> None:
             nonlocal done
             done += more
-            bars.update(bar, completed=done, description=text())
+            drawn.update(bar, completed=done, description=text())
 
         yield draw

@@ -102,6 +102,22 @@ def quiet(function: Any) -> Any:
     return call
 
 
+def under_checkpointing(make: Any, reentrant: bool, **batch: Any) -> list[list[torch.Tensor]]:
+    """Gradients of all that is trained of a model that `make` gives, without checkpointing and with it."""
+    grads = []
+    for checkpointing in (False, True):
+        model = make().train()
+        for m in model.modules():
+            if isinstance(m, torch.nn.Dropout):
+                m.p = 0.0
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.prepare_model_for_gradient_checkpointing(model.get_base_model())
+        model(**batch, use_cache=False).loss.backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    return grads
+
+
 @torch.no_grad()
 def train_a_little(model: nn.Module, name: str = "default", seed: int = 1000) -> None:
     """Move all parameters of one adapter away from their start, whether it is active or not."""

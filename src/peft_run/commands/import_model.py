@@ -15,10 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    import torch
-
+    from peft_run.base import DTYPES, dtype_named
     from peft_run.console import print_json
-    from peft_run.deploy.merge import DTYPES, check_free
+    from peft_run.deploy.merge import check_free
     from peft_run.errors import UsageError
     from peft_run.files import new_folder
     from peft_run.gguf_llama import GgufLlama
@@ -31,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
         read = GgufLlama(file)
     except ValueError as error:  # no GGUF file at all
         raise UsageError("deploy.import_broken", path=file, problem=error) from error
-    model, tokenizer = read.model(getattr(torch, DTYPES[args.dtype])), read.tokenizer()
+    model, tokenizer = read.model(dtype_named(DTYPES[args.dtype])), read.tokenizer()
     with new_folder(out) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)

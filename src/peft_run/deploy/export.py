@@ -11,6 +11,7 @@ from peft_run.deploy.merge import check_free, merge, merged
 from peft_run.deploy.ollama import modelfile
 from peft_run.errors import RunError, UsageError
 from peft_run.files import new_folder, write_text
+from peft_run.tasks import GENERATIVE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +34,7 @@ def export(run: Run, out: Path, to: str, console: Console | None = None, *, kind
     if to == "vllm":
         return vllm.export(run, out, console)
     task = run.recipe.task
-    if task not in probe.GENERATIVE:
+    if task not in GENERATIVE:
         raise UsageError("deploy.generative_only", what=to, task=task)
     check_free(out)
     with run.working("export"):

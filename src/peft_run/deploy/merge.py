@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
     from peft_run.run import Run
 
-TOLERANCE = 1e-3  # in logits of the order of 10: float32 rounding through the layers stays well below
 FILE = "merged.json"
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def merge(run: Run, out: Path, console: Console | None = None, *, dtype: str | None = None) -> dict[str, Any]:
@@ -58,8 +56,8 @@ def merged(run: Run, console: Console) -> tuple[nn.Module, artefact.Tuned, dict[
     except NotImplementedError as error:
         raise UsageError("deploy.cannot_merge", method=tuned.info["method"]) from error
     difference = probe.largest_difference(probe.logits(model, rows), adapted)
-    if not difference <= TOLERANCE:
-        raise RunError("deploy.not_the_same", difference=f"{difference:.2g}", limit=TOLERANCE)
+    if not difference <= probe.TOLERANCE:
+        raise RunError("deploy.not_the_same", difference=f"{difference:.2g}", limit=probe.TOLERANCE)
     return model, tuned, {"difference": difference, "effect": effect}
 
 
@@ -69,7 +67,7 @@ def write(model: nn.Module, tuned: artefact.Tuned, out: Path, dtype: str | None)
 
     from peft_run import base
 
-    number_format = base.dtype_named(DTYPES[dtype] if dtype else tuned.info["dtype"])
+    number_format = base.dtype_named(base.DTYPES[dtype] if dtype else tuned.info["dtype"])
     rows = probe.prompts(tuned)
     model = model.to(number_format)
     expected = probe.logits(model, rows)

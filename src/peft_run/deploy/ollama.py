@@ -41,9 +41,8 @@ def template(renderer: Renderer) -> str:
     second_user = third.partition(FIRST)[0].removeprefix(after_answer)
     if not third.startswith(after_answer) or not before_user.endswith(second_user) or before_answer != after_user:
         raise UsageError("deploy.template_too_clever", problem="turns are not written alike")
-    begin = before_user[
-        : len(before_user) - len(second_user)
-    ]  # what stands before the first turn: a default system text
+    # What stands before the first turn is a default system text.
+    begin = before_user[: len(before_user) - len(second_user)]
     told = renderer.text([{"role": "system", "content": SECOND}, {"role": "user", "content": FIRST}], generate=True)
     before_system, found, after_system = told.partition(SECOND)
     after_system = after_system.partition(FIRST)[0]

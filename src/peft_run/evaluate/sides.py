@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from peft_run import artefact, base
+from peft_run.tasks import HEADS
 from peft_run.train.adapter import FULL
 
 if TYPE_CHECKING:
     from torch import nn
 
     from peft_run.artefact import Tuned
-
-HEADS = ("seq_cls", "token_cls", "qa")  # tasks with an output layer that the base does not have
 
 OFF = "adapter_off"  # the same model without its adapter
 UNTRAINED = "untrained_head"  # the same, and the output layer that training began with

@@ -13,9 +13,10 @@ from peft_run.data.dataset import key_of, load_dataset, load_test
 from peft_run.errors import RunError, UsageError
 from peft_run.evaluate import forgetting, report, results
 from peft_run.evaluate.changes import load_tuned
-from peft_run.evaluate.sides import HEADS, UNTRAINED, Sides
+from peft_run.evaluate.sides import UNTRAINED, Sides
 from peft_run.packages import require
 from peft_run.run import Run
+from peft_run.tasks import HEADS
 from peft_run.waiting import counted
 
 if TYPE_CHECKING:

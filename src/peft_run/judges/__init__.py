@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from peft_run.tasks import PREFERENCES
+
 if TYPE_CHECKING:
     from peft_run.artefact import Tuned
     from peft_run.config.schema import Eval
@@ -23,7 +25,7 @@ HOMES = {  # task -> the class in peft_run/judges
     "orpo": "preference.PreferenceJudge",
     "kto": "preference.PreferenceJudge",
 }
-WRITES = {**HOMES, **dict.fromkeys(("dpo", "orpo", "kto"), "chat.ChatJudge")}  # to answer, not to be judged
+WRITES = {**HOMES, **dict.fromkeys(PREFERENCES, "chat.ChatJudge")}  # to answer, not to be judged
 
 
 def make(

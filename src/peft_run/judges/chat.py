@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peft_run.data.render import IGNORE
 from peft_run.generation import generate
 from peft_run.judges import writing
 from peft_run.judges.judge import Judge, Seen
@@ -91,7 +92,7 @@ class ChatJudge(Judge):
         batch = self.collate([item for _, item in rows])
         with torch.no_grad():
             each = self.task.outputs.token_losses(model, batch).double().cpu()
-        counts = [sum(label != -100 for label in item.labels[1:]) for _, item in rows]
+        counts = [sum(label != IGNORE for label in item.labels[1:]) for _, item in rows]
         found: dict[int, dict[str, list[float]]] = {}
         for (i, _), part in zip(rows, each.split(counts), strict=True):
             sums = found.setdefault(i, {"loss": [0.0, 0.0]})["loss"]

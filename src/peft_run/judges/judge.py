@@ -48,7 +48,13 @@ class Judge:
         raise NotImplementedError
 
     def look(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
-        """What the model makes of these samples, in one batch."""
+        """What the model makes of these samples, in one batch; nothing of those that have no item."""
+        kept = [i for i in numbers if self.items[i]]
+        found = dict(zip(kept, self.judged(model, kept), strict=True)) if kept else {}
+        return [found.get(i, Seen()) for i in numbers]
+
+    def judged(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
+        """The same, for samples that have an item."""
         raise NotImplementedError
 
     def quality(self, seen: Seen) -> float:

@@ -28,15 +28,11 @@ class LabelJudge(Judge):
     def reference(self, number: int) -> str | None:
         return self.samples[number].get("label")
 
-    def look(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
-        kept = [i for i in numbers if self.items[i]]
-        if not kept:
-            return [Seen() for _ in numbers]
+    def judged(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
         with torch.no_grad():
-            logits = self.task.logits(model, self.collate([self.items[i][0] for i in kept]))
+            logits = self.task.logits(model, self.collate([self.items[i][0] for i in numbers]))
         rows = logits.double().log_softmax(-1).cpu()
-        found = {i: self.seen(i, row) for i, row in zip(kept, rows, strict=True)}
-        return [found.get(i, Seen()) for i in numbers]
+        return [self.seen(i, row) for i, row in zip(numbers, rows, strict=True)]
 
     def seen(self, number: int, row: torch.Tensor) -> Seen:
         """row: the log-probability of each label."""

@@ -36,18 +36,14 @@ class PreferenceJudge(Judge):
             return f"{'+' if sample['good'] else '-'} {sample['completion']}"
         return f"+ {sample['chosen']}\n- {sample['rejected']}"
 
-    def look(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
-        kept = [i for i in numbers if self.items[i]]
-        if not kept:
-            return [Seen() for _ in numbers]
-        items = [self.items[i][0] for i in kept]
-        batch = self.collate(items)
+    def judged(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
+        batch = self.collate([self.items[i][0] for i in numbers])
         with torch.no_grad():
             sums = self.task.log_probabilities(model, batch).double().cpu()
             rewards = self.rewards(model, batch, sums)
-        counts, many = batch["counts"].cpu(), len(kept)
-        found = {}
-        for row, i in enumerate(kept):
+        counts, many = batch["counts"].cpu(), len(numbers)
+        found = []
+        for row, i in enumerate(numbers):
             stats = {"loss": [-sums[row].item(), float(counts[row])]}  # of the chosen, or the one, answer
             if not self.rated:
                 margin = (sums[row] - sums[many + row]).item()
@@ -56,15 +52,14 @@ class PreferenceJudge(Judge):
                 gain = (rewards[row] - (0 if self.rated else rewards[many + row])).item()
                 good = self.samples[i]["good"] if self.rated else True
                 stats["reward_accuracy"] = [float((gain > 0) == good), 1.0]
-            found[i] = Seen(None, stats)
-        return [found.get(i, Seen()) for i in numbers]
+            found.append(Seen(None, stats))
+        return found
 
     def rewards(self, model: nn.Module, batch: Batch, sums: torch.Tensor) -> torch.Tensor | None:
         """How much likelier than for the base each answer is; None where no base is inside."""
         if not hasattr(model, "disable_adapter"):
             return None
-        with model.disable_adapter():
-            return sums - self.task.log_probabilities(model, batch).double().cpu()
+        return sums - self.task.base_log_probabilities(model, batch).double().cpu()
 
     def quality(self, seen: Seen) -> float:
         return seen.stats["margin"][0] if "margin" in seen.stats else super().quality(seen)

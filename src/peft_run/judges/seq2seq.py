@@ -30,23 +30,16 @@ class Seq2SeqJudge(Judge):
     def reference(self, number: int) -> str | None:
         return self.samples[number].get("target")
 
-    def look(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
-        kept = [i for i in numbers if self.items[i]]
-        if not kept:
-            return [Seen() for _ in numbers]
-        batch = self.collate([self.items[i][0] for i in kept])
-        found = dict(zip(kept, self.answers(model, batch, kept), strict=True))
-        return [found.get(i, Seen()) for i in numbers]
-
-    def answers(self, model: nn.Module, batch: dict[str, Any], kept: Sequence[int]) -> list[Seen]:
+    def judged(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
+        batch = self.collate([self.items[i][0] for i in numbers])
         with torch.no_grad():
             losses = cross_entropy(*self.task.logits(model, batch), reduction="none").double().cpu()
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         settings, seed = self.settings.generate, self.tuned.recipe.train.seed
         texts = write(model, inputs, self.tokenizer, self.tuned.stop_ids, settings, seed)
         seen = []
-        parts = losses.split([len(self.items[i][0].target) for i in kept])
-        for i, part, text in zip(kept, parts, texts, strict=True):
+        parts = losses.split([len(self.items[i][0].target) for i in numbers])
+        for i, part, text in zip(numbers, parts, texts, strict=True):
             reference = self.reference(i)
             stats = {}
             if reference is not None:

@@ -34,18 +34,14 @@ class TagJudge(Judge):
     def reference(self, number: int) -> list[str] | None:
         return self.samples[number].get("tags")
 
-    def look(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
-        kept = [i for i in numbers if self.items[i]]
-        if not kept:
-            return [Seen() for _ in numbers]
-        items = [self.items[i][0] for i in kept]
+    def judged(self, model: nn.Module, numbers: Sequence[int]) -> list[Seen]:
+        items = [self.items[i][0] for i in numbers]
         with torch.no_grad():
             logits, targets = self.task.logits(model, self.collate(items))
         losses = cross_entropy(logits, targets, reduction="none").double().cpu()
         counts = [sum(label != IGNORE for label in item.labels) for item in items]
         parts = zip(logits.argmax(1).cpu().split(counts), losses.split(counts), strict=True)
-        found = {i: self.seen(i, tags.tolist(), part) for i, (tags, part) in zip(kept, parts, strict=True)}
-        return [found.get(i, Seen()) for i in numbers]
+        return [self.seen(i, tags.tolist(), part) for i, (tags, part) in zip(numbers, parts, strict=True)]
 
     def seen(self, number: int, tags: list[int], losses: torch.Tensor) -> Seen:
         tokens, reference = self.samples[number]["tokens"], self.reference(number)

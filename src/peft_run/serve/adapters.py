@@ -124,7 +124,7 @@ class Adapters:
         entry.users -= 1
         if entry.retired and not entry.users:
             self.retired.remove(entry)
-            self._drop(entry)
+            self._forget(entry.inner)
 
     def forward(self, names: Sequence[str], **inputs: Any) -> Any:
         """One forward; names[i] is the inner name of row i's adapter, or BASE."""
@@ -145,7 +145,7 @@ class Adapters:
             entry.retired = True
             self.retired.append(entry)
         else:
-            self._drop(entry)
+            self._forget(entry.inner)
 
     def _load(self, source: Source) -> Entry:
         from peft import PeftModel
@@ -169,15 +169,12 @@ class Adapters:
         return Entry(source, inner)
 
     def _check_servable(self, inner: str) -> None:
-        """A batch must be able to mix this adapter with others, and its values must be numbers."""
+        """A batch must be able to mix this adapter with others. That its values are numbers the library has seen to."""
         if self.model._is_prompt_learning or getattr(self.model.peft_config[inner], "modules_to_save", None):
             raise ValueError("prompt methods and modules_to_save cannot share a batch with other adapters")
         layers = [layer for layer in self.model.base_model.layers.values() if inner in layer.adapters]
         if any(not layer.adapter_cls.by_row or layer.kind.name in ("param", "whole", "block") for layer in layers):
             raise ValueError(f"{self.model.peft_type.value} cannot share a batch with other adapters")
-        for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
-            if f".{inner}." in f".{name}." and not tensor.isfinite().all():
-                raise ValueError(f"{name} holds NaN or infinity")
 
     def _make_room(self, source: Source) -> None:
         """Evict what was used longest ago until the adapter fits."""
@@ -191,9 +188,6 @@ class Adapters:
             self._retire(entry.source.name)
         if self.nbytes() + source.nbytes > self.budget:
             raise NoRoom("serve.no_room", name=source.name, budget=self.budget)
-
-    def _drop(self, entry: Entry) -> None:
-        self._forget(entry.inner)
 
     def _forget(self, inner: str) -> None:
         """Take an adapter out of the model; with the last one, the model is the base again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from peft_run.serve.engine import Piece
@@ -118,5 +119,5 @@ class Completion(Shape):
             "tokens": words,
             "token_logprobs": [c.logprob for c in tokens],
             "top_logprobs": [{self.word(token): value for token, value in c.top} for c in tokens],
-            "text_offset": [sum(map(len, words[:i])) for i in range(len(words))],
+            "text_offset": list(accumulate(map(len, words[:-1]), initial=0))[: len(words)],
         }

@@ -78,8 +78,8 @@ class SlotCache(Cache):
         self.lengths.append(length)
         return row
 
-    def leave(self, row: int) -> int:
-        """Free a row. The last row moves into its place; returns that row's old number."""
+    def leave(self, row: int) -> None:
+        """Free a row. The last row moves into its place."""
         last = self.rows - 1
         if row != last:
             for layer in self.layers:
@@ -88,7 +88,6 @@ class SlotCache(Cache):
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
         self.rows = last
-        return last
 
     def before_step(self) -> torch.Tensor:
         """Room for one more column; returns the attention mask (rows, columns in use and the new one)."""

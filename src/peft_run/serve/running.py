@@ -21,7 +21,7 @@ class Gone(Exception):
 
 
 class Running:
-    """`await start()` submits, `await first()` waits for what comes first; then `whole` or `parts`."""
+    """`add` what is asked for; then `whole` gives all of it at once, or `parts` as it comes."""
 
     def __init__(self, engine: Engine, shape: Shape, gone: Callable[[], Awaitable[bool]]) -> None:
         self.engine, self.shape, self.gone = engine, shape, gone

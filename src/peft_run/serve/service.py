@@ -17,6 +17,7 @@ from peft_run.files import read_json, write_json
 from peft_run.serve import adapters as store
 from peft_run.serve.adapters import BASE, AdapterRefused, Adapters
 from peft_run.serve.engine import Engine
+from peft_run.tasks import GENERATIVE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +113,7 @@ class Service:
         if info is None:
             return None
         base = self.voices[self.name].renderer
-        if info.get("task") not in ("causal_lm", "dpo", "orpo", "kto", None):
+        if info.get("task") not in (*GENERATIVE, None):
             raise AdapterRefused("serve.other_task", name=name, task=info["task"])
         if info.get("tokenizer_sha256") not in (base.tokenizer_sha256(), None):
             raise AdapterRefused("serve.other_tokenizer", name=name)

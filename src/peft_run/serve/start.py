@@ -52,7 +52,7 @@ def base_of(runs: list[Run], args: argparse.Namespace) -> tuple[Recipe, PreTrain
         recipe = runs[0].recipe
         tokenizer = AutoTokenizer.from_pretrained(str(runs[0].path), padding_side="right")
         dtype = runs[0].read_json(artefact.FILE)["dtype"]
-        recipe.model.dtype = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, "auto")
+        recipe.model.dtype = next((ours for ours, theirs in base.DTYPES.items() if theirs == dtype), "auto")
         if args.base:
             recipe.model.path = str(Path(args.base).absolute()) if Path(args.base).is_dir() else args.base
     elif args.base:

@@ -74,17 +74,21 @@ class Preference(CausalLM):
 
     def rewards(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """How much likelier each answer has become than it is for the base, (rows,) in nats."""
-        import torch
-
         if not hasattr(model, "disable_adapter"):
             raise UsageError("tasks.needs_adapter", task=self.recipe.task)
         ours = self.log_probabilities(model, batch)
         training = model.training
-        with torch.no_grad(), model.disable_adapter():
-            model.eval()
-            base = self.log_probabilities(model, batch)
+        model.eval()
+        base = self.base_log_probabilities(model, batch)
         model.train(training)
         return ours - base
+
+    def base_log_probabilities(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The same of the base inside the model."""
+        import torch
+
+        with torch.no_grad(), model.disable_adapter():
+            return self.log_probabilities(model, batch)
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each sample, and whether the model prefers the right way."""

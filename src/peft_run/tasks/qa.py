@@ -89,8 +89,7 @@ class QuestionAnswering(Task):
         """Scores of every place as the start and as the end, (windows, length). Place 0 is "no answer here"."""
         import torch
 
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        out = model(**{name: batch[name] for name in names if name in batch})
+        out = self.run(model, batch, "token_type_ids")
         length = batch["input_ids"].shape[1]
         place = torch.arange(length, device=batch["input_ids"].device)
         allowed = (place >= batch["first"][:, None]) & (place < batch["last"][:, None]) | (place == 0)

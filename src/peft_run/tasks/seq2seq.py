@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from peft_run.data.formats import Sample
 from peft_run.data.render import IGNORE
 from peft_run.errors import UsageError
-from peft_run.tasks.task import Batch, Task
+from peft_run.tasks.task import Batch, Task, counted
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +40,7 @@ class Seq2Seq(Task):
         """The end of a long source goes; a cut target would teach the model not to stop."""
         if len(item.target) > self.max_length:
             return []
-        closing = 1 if item.ids[-1] in self.renderer.specials else 0
-        return [Pair(item.ids[: self.max_length - closing] + item.ids[len(item.ids) - closing :], item.target)]
+        return [Pair(self.cut(item.ids, item.ids), item.target)]
 
     def check(self, items: Sequence[Pair]) -> None:
         if not any(self.tokenizer.eos_token_id in item.target for item in items):
@@ -55,8 +54,7 @@ class Seq2Seq(Task):
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(target tokens, vocabulary) and these tokens."""
-        names = ("input_ids", "attention_mask", "labels")
-        logits = model(**{name: batch[name] for name in names if name in batch}).logits
+        logits = self.run(model, batch, "labels").logits
         known = batch["labels"] != IGNORE
         return logits[:, -known.shape[1] :][known].float(), batch["labels"][known]
 
@@ -66,9 +64,4 @@ class Seq2Seq(Task):
         return torch.nn.functional.cross_entropy(*self.logits(model, batch), reduction="sum")
 
     def score(self, model: torch.nn.Module, batch: Batch) -> dict[str, float]:
-        import torch
-
-        logits, targets = self.logits(model, batch)
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
-        right = (logits.argmax(1) == targets).sum().item()
-        return {"loss": loss, "units": batch["units"], "right": right, "asked": batch["units"]}
+        return counted(*self.logits(model, batch), batch["units"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_run.data.formats import Sample
-from peft_run.tasks.task import Batch, Task
+from peft_run.tasks.task import Batch, Task, counted
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +29,7 @@ class SequenceClassification(Task):
     unit = "samples"
 
     def model_settings(self) -> dict[str, Any]:
-        names = dict(enumerate(self.labels))
-        return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+        return self.label_settings()
 
     def encode(self, sample: Sample) -> list[Labelled]:
         coded = self.tokenizer(sample["text"], sample.get("pair"))
@@ -40,13 +39,9 @@ class SequenceClassification(Task):
         return [Labelled(ids, self.labels.index(sample["label"]) if "label" in sample else -1, kinds)]
 
     def shorten(self, item: Labelled) -> list[Labelled]:
-        """The end of the text goes; the tokens that close a text, such as [SEP], stay."""
-        closing = 1 if item.ids[-1] in self.renderer.specials else 0
-
-        def cut(row: array) -> array:
-            return row[: self.max_length - closing] + row[len(row) - closing :]
-
-        return [Labelled(cut(item.ids), item.label, cut(item.kinds) if item.kinds is not None else None)]
+        """The end of the text goes."""
+        kinds = None if item.kinds is None else self.cut(item.ids, item.kinds)
+        return [Labelled(self.cut(item.ids, item.ids), item.label, kinds)]
 
     def collate(self, items: Sequence[Labelled]) -> Batch:
         import torch
@@ -59,8 +54,7 @@ class SequenceClassification(Task):
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """(samples, labels)"""
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        return model(**{name: batch[name] for name in names if name in batch}).logits.float()
+        return self.run(model, batch, "token_type_ids").logits.float()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         import torch
@@ -68,9 +62,4 @@ class SequenceClassification(Task):
         return torch.nn.functional.cross_entropy(self.logits(model, batch), batch["targets"], reduction="sum")
 
     def score(self, model: torch.nn.Module, batch: Batch) -> dict[str, float]:
-        import torch
-
-        logits = self.logits(model, batch)
-        loss = torch.nn.functional.cross_entropy(logits, batch["targets"], reduction="sum").item()
-        right = (logits.argmax(1) == batch["targets"]).sum().item()
-        return {"loss": loss, "units": batch["units"], "right": right, "asked": batch["units"]}
+        return counted(self.logits(model, batch), batch["targets"], batch["units"])

@@ -117,3 +117,29 @@ class Task:
         if any(len(row) < batch["input_ids"].shape[1] for row in rows):
             batch["attention_mask"] = self.pad([[1] * len(row) for row in rows], 0)
         return batch
+
+    def run(self, model: torch.nn.Module, batch: Batch, *more: str) -> Any:
+        """The model's output for the batch's inputs; `more` of the batch goes in where it is there."""
+        return model(**{name: batch[name] for name in ("input_ids", "attention_mask", *more) if name in batch})
+
+    def cut(self, ids: Sequence[int], row: Any) -> Any:
+        """`row`, as long as the overlong ids, shortened; tokens that close a text, such as [SEP], stay."""
+        closing = 1 if ids[-1] in self.renderer.specials else 0
+        return row[: self.max_length - closing] + row[len(row) - closing :]
+
+    def label_settings(self) -> dict[str, Any]:
+        """The labels, for a model with an output for each."""
+        names = dict(enumerate(self.labels))
+        return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+
+
+def counted(logits: torch.Tensor, targets: torch.Tensor, units: int) -> dict[str, float]:
+    """The sums of `score` where one of several classes, tags or tokens is right: logits (n, classes), targets (n,)."""
+    import torch
+
+    return {
+        "loss": torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item(),
+        "units": units,
+        "right": (logits.argmax(1) == targets).sum().item(),
+        "asked": units,
+    }

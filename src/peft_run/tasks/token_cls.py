@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_run.data.formats import Sample
 from peft_run.data.render import IGNORE
-from peft_run.tasks.task import Batch, Task
+from peft_run.tasks.task import Batch, Task, counted
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +31,7 @@ class TokenClassification(Task):
     unit = "tags"
 
     def model_settings(self) -> dict[str, Any]:
-        names = dict(enumerate(self.labels))
-        return {"num_labels": len(names), "id2label": names, "label2id": {name: i for i, name in names.items()}}
+        return self.label_settings()
 
     def encode(self, sample: Sample) -> list[Tagged]:
         """Each of the user's tokens is tokenized on its own and carries its tag on the first piece.
@@ -74,8 +73,7 @@ class TokenClassification(Task):
 
     def logits(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(tagged tokens, tags) and the true tags of these tokens."""
-        names = ("input_ids", "attention_mask")
-        logits = model(**{name: batch[name] for name in names if name in batch}).logits
+        logits = self.run(model, batch).logits
         known = batch["targets"] != IGNORE
         return logits[:, -known.shape[1] :][known].float(), batch["targets"][known]
 
@@ -92,10 +90,7 @@ class TokenClassification(Task):
         right = logits.argmax(1) == targets
         inside = targets != self.labels.index(OUTSIDE) if OUTSIDE in self.labels else torch.ones_like(right)
         return {
-            "loss": torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item(),
-            "units": batch["units"],
-            "right": right.sum().item(),
-            "asked": batch["units"],
+            **counted(logits, targets, batch["units"]),
             "right_inside": right[inside].sum().item(),
             "inside": inside.sum().item(),
         }

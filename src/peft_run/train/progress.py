@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft_run.console import Console
-from peft_run.progress import clock_time
+from peft_run.progress import bars, clock_time
 
 LINE_EVERY = 10.0  # seconds between two plain lines
 SMOOTH = 0.9
@@ -23,9 +23,12 @@ class Progress:
         self.loss: float | None = None
         self.shown = 0.0
 
+    def average(self, loss: float) -> None:
+        """One batch is noisy; a running mean of about ten shows where the loss goes."""
+        self.loss = loss if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * loss
+
     def step(self, event: dict[str, Any]) -> None:
-        # One batch is noisy; a running mean of about ten shows where the loss goes.
-        self.loss = event["loss"] if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * event["loss"]
+        self.average(event["loss"])
         now = time.monotonic()
         first, last = event["step"] == self.done + 1, event["step"] == self.total
         if first or last or now - self.shown >= LINE_EVERY:
@@ -58,7 +61,7 @@ class LiveProgress(Progress):
         self.bar = bars.add_task("", total=total, completed=done)
 
     def step(self, event: dict[str, Any]) -> None:
-        self.loss = event["loss"] if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * event["loss"]
+        self.average(event["loss"])
         self.bars.update(self.bar, completed=event["step"], description=self.line(event))
 
 
@@ -67,10 +70,5 @@ def progress(console: Console, total: int, done: int) -> Iterator[Progress]:
     if console.quiet or not console.is_terminal:
         yield Progress(console, total, done)
         return
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    columns = TextColumn("  "), BarColumn(bar_width=20), TextColumn("{task.description}")
-    with Bars(*columns, console=RichConsole(file=console.stream)) as bars:
-        yield LiveProgress(console, total, done, bars)
+    with bars(console.stream) as shown:
+        yield LiveProgress(console, total, done, shown)
