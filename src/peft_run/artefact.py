@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from peft_run import base, tasks
+from peft_run.config.schema import HEADS
 from peft_run.data.render import Renderer
 from peft_run.errors import RunError
 from peft_run.run import Run
@@ -69,7 +70,7 @@ def save(run: Run, recipe: Recipe, model: nn.Module, task: Task, dtype: torch.dt
         "system": recipe.data.system,
         "prompt": recipe.data.prompt,
         "max_length": recipe.data.max_length,
-        "stop_ids": renderer.stop_ids() if recipe.task not in tasks.HEADS else [],
+        "stop_ids": renderer.stop_ids() if recipe.task not in HEADS else [],
         "template_sha256": renderer.template_sha256(),
         "tokenizer_sha256": renderer.tokenizer_sha256(),
     }

@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from peft_run import artefact
     from peft_run.chat import Chat, talk
+    from peft_run.config.schema import GENERATIVE
     from peft_run.errors import UsageError
     from peft_run.run import Run
-    from peft_run.tasks import GENERATIVE
 
     run = Run.open(args.run)
     if run.recipe.task not in GENERATIVE:

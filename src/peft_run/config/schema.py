@@ -12,6 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 Task = Literal["causal_lm", "seq_cls", "token_cls", "qa", "seq2seq", "dpo", "orpo", "kto"]
+# Families of tasks.
+HEADS = ("seq_cls", "token_cls", "qa")  # with an output layer that the base does not have
+PREFERENCES = ("dpo", "orpo", "kto")  # whose tuned models answer chats
+GENERATIVE = ("causal_lm", *PREFERENCES)  # decoders that write text
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 

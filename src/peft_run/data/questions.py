@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from peft_run.config import Recipe
+from peft_run.config.schema import PREFERENCES
 from peft_run.data.adapt import adapt
 from peft_run.data.detect import KINDS, PROBED, match
 from peft_run.data.formats import FORMATS, BadRow, Format, Row, Sample, plain, turns, words
 from peft_run.errors import UsageError
-from peft_run.tasks import PREFERENCES
 
 ANSWERS = {"label", "tags", "answers", "start", "target", "output", "completion"}  # fields that are not asked for
 STAND_IN = "?"  # for answers, until the sample is made

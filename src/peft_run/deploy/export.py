@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_run.config.schema import GENERATIVE
 from peft_run.console import Console, silent
 from peft_run.deploy import probe, vllm
 from peft_run.deploy.merge import check_free, merge, merged
 from peft_run.deploy.ollama import modelfile
 from peft_run.errors import RunError, UsageError
 from peft_run.files import new_folder, write_text
-from peft_run.tasks import GENERATIVE
 
 if TYPE_CHECKING:
     from torch import nn

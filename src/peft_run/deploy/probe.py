@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from peft_run.tasks import GENERATIVE
+from peft_run.config.schema import GENERATIVE
 
 if TYPE_CHECKING:
     import torch

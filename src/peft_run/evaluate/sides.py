@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from peft_run import artefact, base
-from peft_run.tasks import HEADS
+from peft_run.config.schema import HEADS
 from peft_run.train.adapter import FULL
 
 if TYPE_CHECKING:

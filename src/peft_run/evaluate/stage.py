@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_run import judges
 from peft_run.config import Recipe
+from peft_run.config.schema import HEADS
 from peft_run.console import Console, silent
 from peft_run.data.dataset import key_of, load_dataset, load_test
 from peft_run.errors import RunError, UsageError
@@ -16,7 +17,6 @@ from peft_run.evaluate.changes import load_tuned
 from peft_run.evaluate.sides import UNTRAINED, Sides
 from peft_run.packages import require
 from peft_run.run import Run
-from peft_run.tasks import HEADS
 from peft_run.waiting import counted
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from peft_run.tasks import PREFERENCES
+from peft_run.config.schema import PREFERENCES
 
 if TYPE_CHECKING:
     from peft_run.artefact import Tuned

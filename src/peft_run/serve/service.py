@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peft_run.config.schema import GENERATIVE
 from peft_run.data.render import Renderer
 from peft_run.errors import RunError
 from peft_run.files import read_json, write_json
 from peft_run.serve import adapters as store
 from peft_run.serve.adapters import BASE, AdapterRefused, Adapters
 from peft_run.serve.engine import Engine
-from peft_run.tasks import GENERATIVE
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from peft_run.data.render import Renderer
     from peft_run.tasks.task import Task
 
-HEADS = ("seq_cls", "token_cls", "qa")  # with an output layer that the base does not have
-PREFERENCES = ("dpo", "orpo", "kto")  # whose tuned models answer chats
-GENERATIVE = ("causal_lm", *PREFERENCES)  # decoders that write text
-
 HOMES = {  # task -> the class in peft_run/tasks
     "causal_lm": "causal_lm.CausalLM",
     "seq_cls": "seq_cls.SequenceClassification",
