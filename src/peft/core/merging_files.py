@@ -70,9 +70,7 @@ def _changes(tuner, names, shards):
         if (hosted := extras.hosted_layer(wrapper)) is not None:
             wanted[f"{path}.weight"] = _weight_change(Place(path, chosen, [hosted]), names)
         elif chosen is not wrapper.original_module:
-            wanted |= {
-                f"{path}.{k}": lambda old, m, new=new: new.to(old.dtype) for k, new in chosen.state_dict().items()
-            }
+            wanted |= {f"{path}.{key}": _replacement(new) for key, new in chosen.state_dict().items()}
     found = shards.named(list(wanted), getattr(tuner.model, "base_model_prefix", ""))
     return {found[name]: change for name, change in wanted.items()}
 
