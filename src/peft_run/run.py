@@ -42,9 +42,8 @@ class Run:
     @classmethod
     def create(cls, recipe: Recipe, *, given: Path | None = None, command: str = "") -> Run:
         """A new run of this recipe, with the recipe saved in it before anything else happens."""
-        if recipe.output.name is None:  # so that the saved recipe belongs to the same experiment
-            recipe.output.name = given.stem if given else recipe.task
-        group = recipe.at(recipe.output.dir) / recipe.output.name
+        group = group_of(recipe, given)
+        recipe.output.name = group.name  # so that the saved recipe belongs to the same experiment
         run = cls(group / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")
         run.path.mkdir(parents=True)
         write_text(run / CONFIG, dump(recipe, run.path))
@@ -171,6 +170,11 @@ def point(pointer: Path, name: str) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         write_text(pointer, name + "\n")
+
+
+def group_of(recipe: Recipe, given: Path | None = None) -> Path:
+    """The folder of an experiment's runs; without a name it has that of the recipe's file, or of the task."""
+    return recipe.at(recipe.output.dir) / (recipe.output.name or (given.stem if given else recipe.task))
 
 
 def follow(path: Path) -> Path:

@@ -42,7 +42,7 @@ def commit_files(folder, files):
                     f.write(chunk)
                 f.flush()
                 os.fsync(f.fileno())
-        _flush_folder(staging)
+        flush(staging)
         while True:
             try:
                 os.rename(staging, os.path.join(folder, COMMIT))
@@ -67,7 +67,7 @@ def commit_files(folder, files):
             f"What was saved to {folder} is whole but could not be moved into place: {error}. The next load or save of "
             "this folder does so; programs other than this one may see old files until then."
         ) from error
-    _flush_folder(folder)
+    flush(folder)
 
 
 def settle(folder):
@@ -105,9 +105,10 @@ def _dead(entry):
     return False
 
 
-def _flush_folder(folder):
+def flush(path):
+    """Down to the disk, so that a rename cannot overtake what it makes visible."""
     with contextlib.suppress(OSError):  # Windows cannot open a folder
-        fd = os.open(folder, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:

@@ -49,7 +49,7 @@ def run_to_resume(args: argparse.Namespace):  # -> Run | None
     """The run that --resume asks for."""
     from peft_run.errors import UsageError
     from peft_run.options import recipe_of, split_overrides
-    from peft_run.run import Run
+    from peft_run.run import Run, group_of
 
     if args.resume is None:
         if not args.recipe:
@@ -63,7 +63,7 @@ def run_to_resume(args: argparse.Namespace):  # -> Run | None
     if not args.recipe:
         raise UsageError("train.no_recipe")
     recipe = recipe_of(args)
-    group = recipe.at(recipe.output.dir) / (recipe.output.name or Path(args.recipe).stem)
+    group = group_of(recipe, Path(args.recipe))
     for path in sorted(group.glob("*/config.yaml"), reverse=True):
         run = Run(path.parent)
         if not path.parent.is_symlink() and run.read_json("status.json", {}).get("state") != "done":

@@ -13,7 +13,7 @@ from peft_run.config import Recipe, build
 from peft_run.console import Console
 from peft_run.errors import RunError, UsageError
 from peft_run.evaluate.stage import evaluate
-from peft_run.run import Run
+from peft_run.run import Run, group_of
 from peft_run.train import train
 from peft_run.train.adapter import FULL
 
@@ -65,8 +65,7 @@ def full_recipe(run: Run, recipe: Recipe, lr: float | None) -> Recipe:
 
 def finished(asked: Recipe) -> Run | None:
     """A finished run of this very training, if there is one."""
-    group = asked.at(asked.output.dir) / str(asked.output.name)
-    for path in sorted(group.glob("*/artefact.json"), reverse=True):
+    for path in sorted(group_of(asked).glob("*/artefact.json"), reverse=True):
         run = Run(path.parent)
         try:
             if not path.parent.is_symlink() and training_of(run.recipe) == training_of(asked):
