@@ -16,20 +16,21 @@ max-width:1200px;margin:2rem auto;padding:0 1rem;color:#1f2430;background:#fff}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #d9dde5;padding-bottom:.3rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0}
 th,td{border:1px solid #d9dde5;padding:.35rem .6rem;text-align:left;vertical-align:top;white-space:pre-wrap;
-overflow-wrap:anywhere;min-width:3.5rem}th{background:#f3f5f9}
+overflow-wrap:anywhere;min-width:3.5rem}th,pre{background:#f3f5f9}pre{padding:1rem;overflow-x:auto}
 .good{color:#0a7038;font-weight:600}.bad{color:#b3261e;font-weight:600}
 figure{display:inline-block;margin:.5rem 1rem .5rem 0}figcaption{font-size:.85rem;color:#5a6272}
-@media(prefers-color-scheme:dark){body{background:#14171d;color:#dfe3ea}th{background:#20252e}
+svg{max-width:100%;height:auto}
+@media(prefers-color-scheme:dark){body{background:#14171d;color:#dfe3ea}th,pre{background:#20252e}
 th,td,h2{border-color:#343b47}.good{color:#5fd08f}.bad{color:#ff8a80}}
 """
 
 
 class Good(str):
-    """A cell that is good news."""
+    """Text that is good news."""
 
 
 class Bad(str):
-    """A cell that is bad news."""
+    """Text that is bad news."""
 
 
 class Document:
@@ -42,6 +43,10 @@ class Document:
 
     def text(self, text: str) -> None:
         self.blocks.append(("text", text))
+
+    def code(self, text: str) -> None:
+        """Lines as they stand in a file."""
+        self.blocks.append(("code", text))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self.blocks.append(("table", [header, *rows]))
@@ -57,6 +62,8 @@ class Document:
                 parts.append(f"## {block}")
             elif kind == "text":
                 parts.append(markdown_text(block))
+            elif kind == "code":
+                parts.append("\n".join(f"    {line}".rstrip() for line in block.split("\n")))
             elif kind == "table":
                 lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in block]
                 parts.append("\n".join([lines[0], "|" + " --- |" * len(block[0]), *lines[1:]]))
@@ -68,10 +75,12 @@ class Document:
             if kind == "heading":
                 parts.append(f"<h2>{html.escape(block)}</h2>")
             elif kind == "text":
-                parts.append(f"<p>{html.escape(block)}</p>")
+                parts.append(element("p", block))
+            elif kind == "code":
+                parts.append(element("pre", block))
             elif kind == "table":
-                head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block[0])
-                rows = "".join("<tr>" + "".join(map(html_cell, row)) + "</tr>\n" for row in block[1:])
+                head = "".join(element("th", cell) for cell in block[0])
+                rows = "".join(f"<tr>{''.join(element('td', cell) for cell in row)}</tr>\n" for row in block[1:])
                 parts.append(f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>')
             else:
                 svg, caption = block
@@ -86,9 +95,9 @@ class Document:
         )
 
 
-def html_cell(cell: str) -> str:
-    kind = ' class="good"' if isinstance(cell, Good) else ' class="bad"' if isinstance(cell, Bad) else ""
-    return f"<td{kind}>{html.escape(cell)}</td>"
+def element(tag: str, text: str) -> str:
+    kind = ' class="good"' if isinstance(text, Good) else ' class="bad"' if isinstance(text, Bad) else ""
+    return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
 
 
 def markdown_text(text: str) -> str:
