@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from families_tasks import TASKS
+from families_tasks import TASKS, no_arguments
 from transformers.utils import logging
 
 import peft
@@ -88,7 +88,7 @@ def parse() -> argparse.Namespace:
 
 def untrained(task, task_name: str) -> dict:
     """The base model's score."""
-    score = task.score(task.base(), lambda batch, answer: {})
+    score = task.score(task.base(), no_arguments)
     return {"task": task_name, "method": "none", "accuracy": score.accuracy, "loss": score.loss}
 
 
@@ -108,7 +108,7 @@ def _trained(task, task_name: str, name: str, options: argparse.Namespace) -> di
     model = peft.get_peft_model(task.base(), config)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and "classifier" in n)
-    arguments = prompt_lengths if name == "REFT" else lambda batch, answer: {}
+    arguments = prompt_lengths if name == "REFT" else no_arguments
     ends = [time.perf_counter()]
     start = time.perf_counter()
     train(

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_run.models import cache_dir, smollm2
+from peft_run.precision import fastest_precision
 from peft_run.reviews import load_reviews
 from peft_run.sentiment import Score, SentimentTask
 
@@ -28,6 +29,10 @@ Batch = dict[str, torch.Tensor]
 Arguments = Callable[[Batch, int], dict]  # what a method's forward takes beside the batch and the answers' length
 
 
+def no_arguments(batch: Batch, answer: int) -> dict:
+    return {}
+
+
 class Reviews:
     """The sentiment of Chinese reviews, which SmolLM2-135M-Instruct is to write."""
 
@@ -35,13 +40,13 @@ class Reviews:
     task_type = "CAUSAL_LM"
 
     def __init__(self, seed: int, limit: int | None) -> None:
-        self.folder, self.seed = smollm2(), seed
+        self.folder, self.seed, self.dtype = smollm2(), seed, fastest_precision().dtype
         self.task = Answers(AutoTokenizer.from_pretrained(self.folder))
         self.train, self.held_out = load_reviews(seed)
         self.held_out = self.held_out[:limit]
 
     def base(self) -> torch.nn.Module:
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
 
     def batches(self, size: int) -> Iterator[Batch]:
         return self.task.batches(self.train, size, self.seed)

@@ -222,6 +222,26 @@ def test_composition_is_saved_and_a_broken_file_refused(tmp_path):
     assert not hasattr(base, "peft_config")
 
 
+@pytest.mark.parametrize(
+    ("acting", "left"),
+    [
+        (["lora", "ia3", "prompt"], ["ia3", "prompt"]),
+        ([Average("lora", "ia3")], ["ia3"]),
+        ("lora", ["ia3"]),
+    ],
+)
+def test_a_part_of_a_stack_can_be_saved(acting, left, tmp_path):
+    """What acts after loading names no adapter that the folder lacks."""
+    model = causal().eval()
+    model.set_adapter(acting)
+    model.save_pretrained(tmp_path, selected_adapters=["ia3", "prompt"])
+    loaded = PeftStackedModel.from_pretrained(llama(), tmp_path)
+    assert set(loaded.peft_config) == {"ia3", "prompt"} and loaded.active_adapters == left
+    model.set_adapter(left)
+    want = model(input_ids=IDS, attention_mask=MASK).logits
+    assert torch.equal(loaded(input_ids=IDS, attention_mask=MASK).logits, want)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_prefix_with_lora_under_checkpointing(when):
     losses, grads = [], []

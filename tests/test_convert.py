@@ -7,10 +7,31 @@ import json
 import models
 import pytest
 import torch
+from laws_table import EXAMPLES, gap, quiet, wrapped
 
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.errors import PeftWarning
 from peft.methods.lora.convert import convert_to_lora, save_as_lora
+
+# Methods whose update of a linear layer is a weight that does not depend on the input or on the base layer's state.
+CONVERTIBLE = {
+    "C3A",
+    "DELORA",
+    "FOURIERFT",
+    "GRALORA",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "MISS",
+    "PSOFT",
+    "RANDLORA",
+    "TINYLORA",
+    "UNILORA",
+    "VBLORA",
+    "VERA",
+    "WAVEFT",
+}
+UNFIT = ("alora", "kasa")  # LoRA that acts on some tokens only, or that changes the base
 
 
 def adapted(base: str = "llama", name: str = "default", **config) -> PeftModel:
@@ -146,3 +167,19 @@ def test_what_is_no_lora_is_refused():
         convert_to_lora(adapted("llama_bias", use_dora=True, bias="all"), 4)
     with pytest.raises(ValueError, match="'zz' does not exist"):
         convert_to_lora(adapted(use_dora=True), 4, adapter_name="zz")
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+@torch.no_grad()
+def test_an_adapter_of_linear_layers_becomes_a_lora_of_full_rank(example, tmp_path):
+    model, x = wrapped(example), example.inputs()
+    linear = all(layer.kind.name == "linear" for layer in model.base_model.layers.values())
+    if not linear or example.method not in CONVERTIBLE or example.name.startswith(UNFIT):
+        with pytest.raises(TypeError, match="LoRA conversion"):
+            quiet(save_as_lora)(tmp_path, model, 1.0)
+        assert not list(tmp_path.iterdir())
+        return
+    quiet(save_as_lora)(tmp_path, model, 1.0)
+    loaded = quiet(PeftModel.from_pretrained)(example.make_base(), tmp_path)
+    assert loaded.peft_config["default"].peft_type == "LORA"
+    assert gap(loaded(x), model(x)) < 1e-5

@@ -134,7 +134,7 @@ class PeftStackedModel(PeftMixedModel):
     def set_adapter(self, adapter_name, inference_mode=False):
         """Let these act, and no others: a name, a composition, or a list of such, the first acting first."""
         chosen = [adapter_name] if isinstance(adapter_name, (str, Composition)) else list(adapter_name)
-        self._known([n for c in chosen for n in (c.names if isinstance(c, Composition) else [c])])
+        self._known([n for c in chosen for n in _names(c)])
         prompts = [c for c in chosen if isinstance(c, str) and c in self._prompt_configs()]
         on_layers = [c for c in chosen if not isinstance(c, str) or c not in prompts]
         if len(prompts) > 1:
@@ -173,7 +173,8 @@ class PeftStackedModel(PeftMixedModel):
     def save_pretrained(self, save_directory, selected_adapters=None, **options):
         """Write each adapter into a folder of its name, as PeftModel does, and how they act together beside them.
 
-        Other programs can load each of these folders on its own. options: see `peft.saving.save_pretrained`.
+        Other programs can load each of these folders on its own. Of what acts, that is written whose adapters are all
+        selected; without such, the selected ones on layers act after loading. options: see `peft.saving.save_pretrained`.
         """
         from peft.saving import save_pretrained
 
@@ -182,7 +183,9 @@ class PeftStackedModel(PeftMixedModel):
             holder = self.prompts if name in self._prompt_configs() else self
             folder = os.path.join(save_directory, name) if name == "default" else save_directory
             save_pretrained(holder, folder, selected_adapters=[name], **options)
-        active = [a.to_json() if isinstance(a, Composition) else a for a in self._acting()]
+        acting = [a for a in self._acting() if set(chosen).issuperset(_names(a))]
+        acting = acting or [name for name in chosen if name not in self._prompt_configs()]
+        active = [a.to_json() if isinstance(a, Composition) else a for a in acting]
         how = {"adapters": chosen, "active": active}
         commit_files(save_directory, {STACK_NAME: json.dumps(how, indent=2).encode()})
 
@@ -215,3 +218,8 @@ class PeftStackedModel(PeftMixedModel):
             raise
         stacked.set_adapter(active)
         return stacked.train(is_trainable)
+
+
+def _names(acting):
+    """The adapters of a name or a composition."""
+    return acting.names if isinstance(acting, Composition) else [acting]

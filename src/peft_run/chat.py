@@ -44,25 +44,22 @@ class Chat:
         import torch
         from transformers import TextIteratorStreamer
 
+        from peft_run.config.schema import Generate
+        from peft_run.generation import generation_config
+
         ids = torch.tensor([self.tuned.renderer.prompt(self.messages)], device=self.tuned.device)
         pieces = TextIteratorStreamer(self.tuned.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        settings = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "max_new_tokens": self.max_new_tokens,
-            "eos_token_id": self.tuned.stop_ids,
-            "pad_token_id": self.tuned.tokenizer.pad_token_id,
-            "do_sample": self.temperature > 0,
-            "streamer": pieces,
-        }
-        if self.temperature > 0:
-            settings["temperature"] = self.temperature
+        settings = Generate(max_new_tokens=self.max_new_tokens, temperature=self.temperature)
+        config = generation_config(self.tuned.stop_ids, self.tuned.tokenizer.pad_token_id, settings)
         off = (base or not self.with_adapter) and hasattr(self.tuned.model, "disable_adapter")
 
         def generate() -> None:
             try:
                 with self.tuned.model.disable_adapter() if off else contextlib.nullcontext():
-                    self.tuned.model.generate(**settings)
+                    mask = torch.ones_like(ids)
+                    self.tuned.model.generate(
+                        input_ids=ids, attention_mask=mask, generation_config=config, streamer=pieces
+                    )
             finally:
                 pieces.end()  # also after an error, or the reader would wait for ever
 

@@ -61,7 +61,11 @@ def generation_config(stop_ids: Sequence[int], pad: int, settings: Generate):
         {"do_sample": True, "temperature": settings.temperature} if settings.temperature else {"do_sample": False}
     )
     return GenerationConfig(
-        max_new_tokens=settings.max_new_tokens, eos_token_id=list(stop_ids), pad_token_id=pad, **plain, **sampling
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=pad,
+        **plain,
+        **sampling,
     )
 
 

@@ -19,6 +19,7 @@ from peft.ops import product
 from peft.ops.dropout import keep_mask
 
 FEW = 16  # rows of x up to which decoding is bound by dispatch
+SMALL = 32  # rows of x up to which casting them for a step costs less than casting A and B and their gradients
 WIDE = 64  # a rank from which products cost more than passes over the activations, on a CPU
 
 _exact = False
@@ -182,23 +183,24 @@ class LinearLowRank(torch.autograd.Function):
         ctx.W, W = (None, W) if isinstance(W, torch.Tensor) else (W, W())
         x2 = x.reshape(-1, x.shape[-1]).to(W.dtype)
         mask = None if mask is None else mask.view(x2.shape)
-        At, Bt = A.to(x2.dtype).t(), B.to(x2.dtype).t()
+        low = A.dtype if x.is_cpu and A.dtype is torch.float32 and len(x2) <= SMALL else x2.dtype
+        At, Bt = A.to(low).t(), B.to(low).t()
         scale = s * survivors
-        h = (x2 if mask is None else x2 * mask) @ At
+        h = (x2 if mask is None else x2 * mask).to(low) @ At
         full_bias = bias if extra_bias is None or row_scale is not None else _plus(bias, extra_bias, s)
         y0 = None
         if row_scale is None:
             y = F.linear(x2, W, None if full_bias is None else full_bias.to(x2.dtype))
-            y.addmm_(h, Bt, alpha=scale)
+            add_product(y, h, Bt, scale)
         else:
             y0 = x2 @ W.t()
-            y0.addmm_(h, Bt, alpha=scale)
+            add_product(y0, h, Bt, scale)
             if extra_bias is not None:
                 y0.add_(extra_bias.to(y0.dtype), alpha=s)
             c = row_scale.to(y0.dtype)
             y = y0 * c if bias is None else torch.addcmul(bias.to(c.dtype), y0, c)
         ctx.save_for_backward(x, W if ctx.W is None else None, A, B, h, row_scale, y0, mask)
-        ctx.s, ctx.scale, ctx.has = s, scale, (bias, extra_bias)
+        ctx.s, ctx.scale, ctx.has, ctx.dtype = s, scale, (bias, extra_bias), x2.dtype
         return y.view(*x.shape[:-1], y.shape[-1]).to(x.dtype)
 
     @staticmethod
@@ -206,10 +208,10 @@ class LinearLowRank(torch.autograd.Function):
         if torch.is_grad_enabled():  # double backward: everything must depend on x, A and B again
             return LinearLowRank._differentiable_backward(ctx, g)
         x, W, A, B, h, row_scale, y0, mask = ctx.saved_tensors
-        dtype = h.dtype
+        low = h.dtype
         needs_x, _, needs_bias, needs_A, needs_B, needs_extra, needs_scale = ctx.needs_input_grad[:7]
         bias, extra_bias = ctx.has
-        x2, g = x.reshape(-1, x.shape[-1]).to(dtype), g.reshape(-1, g.shape[-1]).to(dtype)
+        g = g.reshape(-1, g.shape[-1]).to(ctx.dtype)
         dx = dbias = dA = dB = dextra = dscale = part = None
         if needs_bias:
             dbias = g.sum(0).to(bias.dtype)
@@ -219,19 +221,21 @@ class LinearLowRank(torch.autograd.Function):
             g = g * row_scale.to(g.dtype)
         if needs_extra:
             dextra = g.sum(0, dtype=extra_bias.dtype) * ctx.s
+        g_low = g.to(low)
         if needs_B:  # (hᵀg)ᵀ is up to three times faster than gᵀh
-            dB = (h.t() @ g).mul_(ctx.scale).to(B.dtype).t()
+            dB = (h.t() @ g_low).mul_(ctx.scale).to(B.dtype).t()
         if needs_A or needs_x:
-            gh = (g @ B.to(g.dtype)).mul_(ctx.scale)
+            gh = (g_low @ B.to(low)).mul_(ctx.scale)
         if needs_x:
             dx = g @ (W if ctx.W is None else ctx.W())
             if mask is None:
-                dx.addmm_(gh, A.to(g.dtype))
+                add_product(dx, gh, A.to(low), 1.0)
             else:
-                part = gh @ A.to(g.dtype)
+                part = gh @ A.to(low)
                 dx.add_(part.mul_(mask))
             dx = dx.view(x.shape).to(x.dtype)
         if needs_A:  # `part` has served: dropout's x is built in its memory
+            x2 = x.reshape(-1, x.shape[-1]).to(low)
             dropped = x2 if mask is None else torch.mul(x2, mask, out=part)
             dA = (gh.t() @ dropped).to(A.dtype)
         return dx, None, dbias, dA, dB, dextra, dscale, None, None, None
@@ -257,6 +261,14 @@ class LinearLowRank(torch.autograd.Function):
         dA, dB = (gh.t() @ dropped).to(A.dtype), (g.t() @ h).to(B.dtype) * ctx.scale
         dextra = None if extra_bias is None else g.sum(0).to(extra_bias.dtype) * ctx.s
         return dx, None, dbias, dA, dB, dextra, dscale, None, None, None
+
+
+def add_product(y, a, b, scale):
+    """y += scale·ab, in y's memory; a and b may be of a wider dtype."""
+    if a.dtype is y.dtype:
+        y.addmm_(a, b, alpha=scale)
+    else:
+        y.add_(a @ b, alpha=scale)
 
 
 def frobenius_rows(W, A, B, s, squared_norm):

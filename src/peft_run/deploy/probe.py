@@ -56,19 +56,18 @@ def greedy(model: nn.Module, rows: Sequence[list[int]], stop_ids: Sequence[int])
     """The next tokens of each row, the likeliest each time."""
     import torch
 
+    from peft_run.config.schema import Generate
+    from peft_run.generation import generation_config
+
+    settings = Generate(max_new_tokens=NEW_TOKENS, temperature=0)
+    config = generation_config(stop_ids, model.config.pad_token_id or 0, settings)
+    config.decoder_start_token_id = getattr(model.config, "decoder_start_token_id", None)
     device = next(model.parameters()).device
     found = []
     for row in rows:
         ids = torch.tensor([row], device=device)
         with torch.no_grad():
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                eos_token_id=list(stop_ids) or None,
-                pad_token_id=model.config.pad_token_id or 0,
-            )
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
         found.append(out[0, 0 if model.config.is_encoder_decoder else len(row) :].tolist())
     return found
 
