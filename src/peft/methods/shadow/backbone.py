@@ -1,4 +1,4 @@
-"""The small model that runs beside the base: how it is made, what it reads, and where it caches."""
+"""The small model that runs beside a transformer of transformers: how it is made, what it reads, where it caches."""
 
 import copy
 
@@ -7,12 +7,36 @@ from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache, DynamicCache
 
+from peft.core import match
 from peft.core.around import parameters_of
 from peft.errors import AdapterError, ConfigError
 from peft.methods.shadow.config import MIRROR
 from peft.prompts.insert import CACHE_NAMES
 
 MLP_WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")  # what configs call it
+
+
+def owns(model):
+    config = getattr(model, "config", None)
+    return hasattr(model, "base_model") and config is not None and not getattr(config, "is_encoder_decoder", False)
+
+
+def blocks(model):
+    """Names of the model's blocks."""
+    inner = model.base_model
+    found = next((m for key, m in match.block_lists(inner) if "." not in key), None)
+    if found is None:
+        raise ConfigError(
+            f"{type(inner).__name__} has no list of blocks of its own; name its blocks in target_modules, for "
+            r"example r'encoder\.layer\.\d+'."
+        )
+    key = next(key for key, _, m in match.walk(model) if m is found)
+    return [f"{key}.{i}" for i in range(len(found))]
+
+
+def check_block(key):
+    if not key.rpartition(".")[2].isdigit():
+        raise ConfigError(f"Shadow adapts whole blocks, which are members of a list; {key} is none.")
 
 
 def make(base, c):
@@ -120,6 +144,18 @@ class Run:
         cache = next((c for c in found if isinstance(c, Cache)), None)
         if self.new is not None and cache is not None:
             cache.layers.extend(self.new.layers)
+
+
+def stems(backbone):
+    """The parts of a backbone trained elsewhere that stay as they are."""
+    return [backbone.get_input_embeddings()]
+
+
+def alone(tuner, name, copy):
+    """The backbone with its head, as a model of its own."""
+    from peft.methods.shadow.detached import DetachedShadowModel
+
+    return DetachedShadowModel.of(tuner, name, copy)
 
 
 def last_tokens(states, mask):

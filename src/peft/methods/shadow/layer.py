@@ -68,6 +68,11 @@ class Shadow(Adapter):
                 f"{self.key} was not called through its PeftModel, so there is no shadow state. Call that, not the "
                 "base model or a part of it."
             )
+        if call.arguments["shadow_grad"] and not torch.is_grad_enabled():
+            raise AdapterError(
+                f"Checkpointing runs {self.key} without gradients first, so the shadow state would have none. "
+                "Checkpoint with use_reentrant=False."
+            )
         return call.arguments["shadow"]
 
 
@@ -79,3 +84,9 @@ class ShadowLayer(HiddenStatesLayer):
     """A block with Shadow adapters."""
 
     adapter_cls = Shadow
+
+    def forward(self, *args, **kwargs):
+        call = self.state.call()
+        if call is not None and (reach := call.arguments.get("shadow_reach")) is not None:
+            reach(self, args, kwargs)  # here, so that checkpointing which recomputes the block runs it again
+        return super().forward(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Shadow at model level: the backbone runs first, then the base model, whose blocks read and update its state."""
+"""Shadow at model level: a backbone runs before the first adapted block, and the blocks read and update its state."""
 
 import copy
 
@@ -12,6 +12,7 @@ from peft.core.calls import is_checkpointing
 from peft.core.state import Call
 from peft.core.tuner import Tuner
 from peft.errors import AdapterError, ConfigError
+from peft.methods.shadow import diffusion
 from peft.methods.shadow.config import MIRROR
 from peft.methods.shadow.layer import ShadowLayer
 
@@ -35,16 +36,10 @@ class ShadowModel(Tuner):
     # -- making --------------------------------------------------------------------------------------------------
     def prepare_config(self, config):
         """Without targets: all blocks, or those in layers_to_transform, by name."""
-        base = getattr(self.model, "config", None)
-        if not hasattr(self.model, "base_model") or base is None or getattr(base, "is_encoder_decoder", False):
-            raise ConfigError(
-                f"Shadow needs a model of transformers with one stack of blocks; {type(self.model).__name__} has none. "
-                "Encoder-decoders, diffusion transformers and plain modules are not supported by this version."
-            )
-        picked = config.layers_to_transform
+        beside, picked = self._beside(), config.layers_to_transform
         picked = None if picked is None else {picked} if isinstance(picked, int) else set(picked)
         if config.target_modules is None:
-            names = self._blocks()
+            names = beside.blocks(self.model)
         elif picked is None or isinstance(config.target_modules, str):
             return
         else:
@@ -57,35 +52,35 @@ class ShadowModel(Tuner):
             raise ConfigError(f"No block of the model is in layers_to_transform={config.layers_to_transform!r}.")
         config.target_modules = set(names)
 
-    def _blocks(self):
-        """Names of the model's blocks."""
-        inner = self.model.base_model
-        found = next((m for key, m in match.block_lists(inner) if "." not in key), None)
-        if found is None:
-            raise ConfigError(
-                f"{type(inner).__name__} has no list of blocks of its own; name its blocks in target_modules, for "
-                r"example r'encoder\.layer\.\d+'."
-            )
-        key = next(key for key, _, m in match.walk(self.model) if m is found)
-        return [f"{key}.{i}" for i in range(len(found))]
+    def _beside(self):
+        """What is special to backbones beside this base model: one of the modules `diffusion` and `backbone`."""
+        if diffusion.owns(self.model):
+            return diffusion
+        from peft.methods.shadow import backbone  # here, as it imports transformers
+
+        if backbone.owns(self.model):
+            return backbone
+        raise ConfigError(
+            "Shadow adapts models of transformers with one stack of blocks, and diffusers' Flux2 transformer; "
+            f"{type(self.model).__name__} is neither. Encoder-decoders, other diffusion models and plain modules are "
+            "not supported by this version."
+        )
 
     def _add_to_targets(self, name, config, state_dict, how):
-        from peft.methods.shadow import backbone
-
+        beside = self._beside()
         for part in PARTS:
             if part not in self._modules:
                 self._modules[part] = nn.ModuleDict()
-        small, projection = backbone.make(self.model, config)
+        small, projection = beside.make(self.model, config)
         head = self._head(config)
         made = {"shadow_backbone": small, "shadow_projection": projection, **({"shadow_head": head} if head else {})}
         for part, module in made.items():
             self._modules[part][name] = module.requires_grad_(False).train(self.model.training)
-        self.shared.setdefault("width", {})[name] = backbone.width(self.model.config)
+        self.shared.setdefault("width", {})[name] = beside.width(self.model.config)
         super()._add_to_targets(name, config, state_dict, how)
         self._collect()
         for i, adapter in enumerate(self._adapters(name)):
-            if not adapter.key.rpartition(".")[2].isdigit():
-                raise ConfigError(f"Shadow adapts whole blocks, which are members of a list; {adapter.key} is none.")
+            beside.check_block(adapter.key)
             adapter.index = i
 
     def _head(self, config):
@@ -137,7 +132,8 @@ class ShadowModel(Tuner):
             if name in self._modules[part]:
                 self._modules[part][name].requires_grad_(on)
         if self.peft_config[name].shadow_model != MIRROR:  # the embeddings of a model that was trained stay as they are
-            self.shadow_backbone[name].get_input_embeddings().requires_grad_(False)
+            for stem in self._beside().stems(self.shadow_backbone[name]):
+                stem.requires_grad_(False)
 
     # -- computing -----------------------------------------------------------------------------------------------
     def forward(self, *args, **kwargs):
@@ -173,14 +169,21 @@ class ShadowModel(Tuner):
         return active[0] if active and self.state.enabled else None
 
     def _begin(self, name, call, args, kwargs):
-        """Run the backbone; its projected output is the state before the first block."""
-        from peft.methods.shadow.backbone import Run
-
+        """Run the backbone, or let the first block with the adapter do so; its projected output is the state there."""
+        adapters, projection = self._adapters(name), self.shadow_projection[name]
         given = by_name(self.model, args, kwargs)
-        run = Run(self.model, self.shadow_backbone[name], self.peft_config[name], given)
-        states = [None] * len(self._adapters(name))
-        states[0] = self.shadow_projection[name](run.state)
-        call.arguments["shadow"] = states
+        run = self._beside().Run(self.model, self.shadow_backbone[name], self.peft_config[name], given)
+        call.arguments["shadow"] = states = [None] * len(adapters)
+        call.arguments["shadow_grad"] = torch.is_grad_enabled()
+        if run.state is not None:
+            states[0] = projection(run.state)
+            return run
+
+        def reach(layer, args, kwargs):
+            if layer is adapters[0].layer:
+                states[0] = projection(run.at(by_name(layer.get_base_layer(), args, kwargs)))
+
+        call.arguments["shadow_reach"] = reach
         return run
 
     def _with_loss(self, name, state, given, out):
@@ -209,9 +212,7 @@ class ShadowModel(Tuner):
 
         adapter_name: default the active one. copy: share no tensors with this model.
         """
-        from peft.methods.shadow.detached import DetachedShadowModel
-
         name = next(iter(self.state.active), None) if adapter_name is None else adapter_name
         if name not in self.peft_config:
             raise AdapterError(f"Adapter {name} does not exist; there are {list(self.peft_config)}.")
-        return DetachedShadowModel.of(self, name, copy)
+        return self._beside().alone(self, name, copy)
