@@ -174,7 +174,8 @@ class PeftStackedModel(PeftMixedModel):
         """Write each adapter into a folder of its name, as PeftModel does, and how they act together beside them.
 
         Other programs can load each of these folders on its own. Of what acts, that is written whose adapters are all
-        selected; without such, the selected ones on layers act after loading. options: see `peft.saving.save_pretrained`.
+        selected; without such, the selected ones on layers act after loading. options: see
+        `peft.saving.save_pretrained`.
         """
         from peft.saving import save_pretrained
 
