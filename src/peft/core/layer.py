@@ -370,8 +370,9 @@ class AdapterLayer(Switchable, Scalable, nn.Module):
             return self.kind.uncanon(self.adapters[adapter].delta(self.base_weight().float()))
 
     def supports_lora_conversion(self, adapter_name="default"):
-        """Whether a LoRA may come close to the adapter; for a name that is not here, to the method's own kind."""
-        return self.adapters.get(adapter_name, self.adapter_cls).converts
+        """Whether a linear layer's LoRA may come close to the adapter; for a name that is not here, to the method's
+        own kind."""
+        return self.kind.name == "linear" and self.adapters.get(adapter_name, self.adapter_cls).converts
 
     def _get_name(self):
         kind = "ParamWrapper" if self.kind.name == "param" else type(self.get_base_layer()).__name__

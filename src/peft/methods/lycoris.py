@@ -91,9 +91,6 @@ class Lycoris(Additive):
 class LycorisLayer(AdapterLayer):
     """A base layer with such adapters."""
 
-    def supports_lora_conversion(self, adapter_name="default"):
-        return self.kind.name == "linear" and super().supports_lora_conversion(adapter_name)
-
 
 def parameter(*shape, **where):
     """An uninitialised parameter. `where`: device and dtype."""

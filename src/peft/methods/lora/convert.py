@@ -75,7 +75,9 @@ def _check_rank(rank):
 
 def _check_config(config):
     if config.is_prompt_learning or config.is_adaption_prompt:
-        raise TypeError(f"{config.peft_type} adapts no layer's weight, so it cannot be converted to LoRA.")
+        raise TypeError(
+            f"Could not detect any layer that supports LoRA conversion: {config.peft_type.value} adapts no layer's weight."
+        )
     if (bias := getattr(config, "bias", "none")) != "none":
         raise ValueError(f"The adapter's config sets bias={bias}, this is not supported right now.")
     plain = isinstance(config, LoraConfig) and not config.use_dora and config.variant is None
@@ -94,7 +96,7 @@ def _parts(model, base, name):
     unfit = {
         f"{type(layer).__name__} on {type(layer.get_base_layer()).__name__}": key
         for key, layer in layers.items()
-        if layer.kind.name != "linear" or not layer.supports_lora_conversion(name)
+        if not layer.supports_lora_conversion(name)
     }
     if unfit:
         raise TypeError(

@@ -327,6 +327,3 @@ class LoraLayer(AdapterLayer):
         if name == "lora_dropout" and "lora_dropout" not in self._modules:
             return nn.ModuleDict({n: nn.Identity() for n in self.adapters})
         return super().__getattr__(name)
-
-    def supports_lora_conversion(self, adapter_name="default"):
-        return self.kind.name == "linear" and super().supports_lora_conversion(adapter_name)
