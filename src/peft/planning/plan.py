@@ -1,6 +1,6 @@
 """plan: the memory of a training step, from the real code run on shapes."""
 
-import dataclasses
+import copy
 import functools
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from peft.errors import ConfigError, nearest
 from peft.planning.base import batch_of, loss_of, on_meta
 from peft.planning.optimizers import OPTIMIZERS
 from peft.planning.packed import numbers_in
-from peft.planning.pretend import Pretend
+from peft.planning.pretend import on_shapes
 from peft.planning.step import run
 from peft.planning.tracker import Tracker
 from peft.planning.trainable import Group, groups
@@ -126,9 +126,9 @@ def plan(
         raise ConfigError(f"dtype={dtype!r} is not known; nearest: {nearest(dtype, DTYPES)}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     base = on_meta(model_or_config, DTYPES.get(dtype, dtype), getattr(peft_config, "task_type", None), quantization)
-    with Tracker(), Pretend(device):
+    with on_shapes(Tracker(), device):
         model = (wrap or functools.partial(wrapped, config=peft_config))(base).train()
-        if gradient_checkpointing:
+        if gradient_checkpointing or getattr(model, "is_gradient_checkpointing", False):
             checkpointed(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("Nothing is trained: give a peft_config, or let some parameter require a gradient.")
@@ -148,12 +148,17 @@ def wrapped(base, config):
         return base
     from peft.wrap import get_peft_model
 
-    return get_peft_model(base, dataclasses.replace(config), low_cpu_mem_usage=True)
+    try:
+        return get_peft_model(base, copy.deepcopy(config))
+    except Exception:  # values decide something in the start of a few methods, and here there are none: leave it out
+        return get_peft_model(base, copy.deepcopy(config), low_cpu_mem_usage=True)
 
 
 def checkpointed(model):
-    """As transformers' Trainer does it."""
+    """As transformers' Trainer does it; the check compares devices, of which tensors here have two."""
     if not hasattr(model, "gradient_checkpointing_enable"):
         raise ConfigError(f"{type(model).__name__} has no gradient checkpointing to switch on.")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    what = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # since transformers 5.24
+    enable = getattr(model, f"{what}_checkpointing_enable")
+    enable(**{f"{what}_checkpointing_kwargs": {"use_reentrant": False, "determinism_check": "none"}})
     model.enable_input_require_grads()

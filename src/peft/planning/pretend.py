@@ -1,6 +1,9 @@
 """Tensors on the meta device that say they are on another one, so that code takes the branches it takes there."""
 
+import contextlib
+
 import torch
+from torch.fx.experimental import _config
 from torch.overrides import TorchFunctionMode
 
 META = torch.device("meta")
@@ -8,6 +11,21 @@ SDPA = torch.nn.functional.scaled_dot_product_attention
 ASKED = {torch.Tensor.device.__get__: None, torch.Tensor.is_meta.__get__: "meta"} | {
     getattr(torch.Tensor, f"is_{kind}").__get__: kind for kind in ("cpu", "cuda", "xpu", "mps")
 }  # what a tensor is asked about its device -> the device type that the answer is true for
+
+READ = {torch.Tensor.numpy, torch.Tensor.tolist}
+
+
+@contextlib.contextmanager
+def on_shapes(tracker, device):
+    """Code in here runs on meta tensors as it would run on those of `device`."""
+    with tracker, Pretend(device), _config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield
+
+
+def backward(loss):
+    """loss.backward(); that would be a call that Pretend steps aside for, and the backward pass runs inside of it."""
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, accumulate_grad=True)
 
 
 class Pretend(TorchFunctionMode):
@@ -27,6 +45,10 @@ class Pretend(TorchFunctionMode):
                 return function(*args)
             kind = ASKED[function]
             return self.device if kind is None else kind == self.device.type
+        if function in READ and args[0].is_meta:  # a value that decides something: none is as usual as a random one
+            return function(torch.rand(args[0].shape).to(args[0].dtype), *args[1:])
+        if function is torch.Tensor.cpu:
+            return args[0]
         if function is SDPA:
             return self.attention(*args, **kwargs)
         if kwargs.get("device") is not None:

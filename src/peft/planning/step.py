@@ -2,7 +2,7 @@
 
 import torch
 
-from peft.planning.pretend import Pretend
+from peft.planning.pretend import backward, on_shapes
 from peft.planning.tracker import Tracker, key_of, size_of
 
 
@@ -48,7 +48,7 @@ def run(model, make, loss_of, optimizer, accumulate, eval_batch, device, batch, 
     body = Body(model, tracker)
     peaks = dict.fromkeys(("forward", "backward", "optimizer", "evaluation"), 0)
     try:
-        with tracker, Pretend(device):
+        with on_shapes(tracker, device):
             if eval_batch:
                 with torch.no_grad():
                     loss_of(model.eval(), make(eval_batch, length))
@@ -59,9 +59,10 @@ def run(model, make, loss_of, optimizer, accumulate, eval_batch, device, batch, 
                 before = tracker.mark()
                 loss = loss_of(model, inputs)
                 peaks["forward"] = max(peaks["forward"], tracker.peak)
-                kept = tracker.live - before - (0 if body.start is None else tracker.born_since(body.start))
+                above = loss.nbytes if body.start is None else tracker.born_since(body.start)
+                kept = tracker.live - before - above
                 tracker.mark()
-                torch.autograd.backward(loss)  # Tensor.backward would be a call that Pretend steps aside for
+                backward(loss)
                 peaks["backward"] = max(peaks["backward"], tracker.peak)
                 del loss, inputs
         gradients = [p.grad for p in trained if p.grad is not None]

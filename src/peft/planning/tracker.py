@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-ITEM = torch.ops.aten._local_scalar_dense.default
+aten = torch.ops.aten
+ITEM, ANY, COUNTS = aten._local_scalar_dense.default, aten.any.default, aten.bincount.default
 
 
 class Tracker(TorchDispatchMode):
@@ -30,10 +31,12 @@ class Tracker(TorchDispatchMode):
             tensors = list(tensors_in((args, kwargs)))
             if any(t.is_meta for t in tensors):
                 if function is ITEM:
-                    return True  # checks such as `(mask == 1).all()`: what is usual holds
+                    return not getattr(args[0], "rare", False)  # `(mask == 1).all()`, not `isnan(x).any()`
                 if not all(t.is_meta or t.dim() == 0 for t in tensors):  # made without a device: real, and small
                     args, kwargs = tree_map_only(torch.Tensor, on_meta, (args, kwargs))
             out = computed(function, args, kwargs)
+            if function is ANY:
+                out.rare = True
             for tensor in tensors_in(out):
                 if tensor.is_meta:
                     self.see(tensor)
@@ -71,6 +74,8 @@ _results = {}  # key of a call -> what its tensors are made of
 
 def computed(function, args, kwargs):
     """function(*args, **kwargs) on the meta device."""
+    if function is COUNTS:  # as many as the largest value says, which is not known
+        return args[0].new_empty(kwargs.get("minlength", 0))
     if (kind := kind_of(function)) == "in place":
         return args[0]
     if kind != "pure":
