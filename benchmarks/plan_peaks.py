@@ -223,8 +223,8 @@ def report(rows: list[tuple[tuple, dict]]) -> str:
     ratios = [found["planned"] / found["measured"] for _, found in rows]
     return (
         "# Planned and measured peaks\n\n"
-        f"`python benchmarks/plan_peaks.py`, torch {torch.__version__}, transformers {transformers.__version__}, one CPU "
-        "thread, random weights. Measured: the highest resident memory of the second and third optimizer step (AdamW), "
+        f"`python benchmarks/plan_peaks.py`, torch {torch.__version__}, transformers {transformers.__version__}, one "
+        "CPU thread, random weights. Measured: the highest resident memory of the second and third optimizer step (AdamW), "
         "less the resident memory before the model was built; glibc gives large blocks back when they are freed "
         "(MALLOC_MMAP_THRESHOLD_=65536).\n\n"
         f"{table(rows)}\n\nRatios from {min(ratios):.2f} to {max(ratios):.2f}.\n"

@@ -1,4 +1,4 @@
-"""How much memory there is: what a person allows, what a GPU has free, what this machine and its container have left."""
+"""How much memory there is: what a person allows, what a GPU has free, what a machine and its container have left."""
 
 from __future__ import annotations
 

@@ -133,7 +133,9 @@ def plan(
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("Nothing is trained: give a peft_config, or let some parameter require a gradient.")
     make = inputs if callable(inputs) else lambda b, n: batch_of(model, b, n, inputs)
-    measure = functools.partial(run, model, make, loss or loss_of, OPTIMIZERS[optimizer], accumulate, eval_batch, device)
+    measure = functools.partial(
+        run, model, make, loss or loss_of, OPTIMIZERS[optimizer], accumulate, eval_batch, device
+    )
 
     trainable, total = groups(model), numbers_in(model)
 
@@ -155,10 +157,10 @@ def wrapped(base, config):
 
 
 def checkpointed(model):
-    """As transformers' Trainer does it; the check compares devices, of which tensors here have two."""
+    """As transformers' Trainer does it."""
     if not hasattr(model, "gradient_checkpointing_enable"):
         raise ConfigError(f"{type(model).__name__} has no gradient checkpointing to switch on.")
     what = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # since transformers 5.24
     enable = getattr(model, f"{what}_checkpointing_enable")
-    enable(**{f"{what}_checkpointing_kwargs": {"use_reentrant": False, "determinism_check": "none"}})
+    enable(**{f"{what}_checkpointing_kwargs": {"use_reentrant": False}})
     model.enable_input_require_grads()

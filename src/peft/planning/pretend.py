@@ -1,8 +1,10 @@
 """Tensors on the meta device that say they are on another one, so that code takes the branches it takes there."""
 
 import contextlib
+from unittest import mock
 
 import torch
+import torch.utils.checkpoint as checkpointing
 from torch.fx.experimental import _config
 from torch.overrides import TorchFunctionMode
 
@@ -12,13 +14,16 @@ ASKED = {torch.Tensor.device.__get__: None, torch.Tensor.is_meta.__get__: "meta"
     getattr(torch.Tensor, f"is_{kind}").__get__: kind for kind in ("cpu", "cuda", "xpu", "mps")
 }  # what a tensor is asked about its device -> the device type that the answer is true for
 
-READ = {torch.Tensor.numpy, torch.Tensor.tolist}
+READ = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.item}
+COMPARED = {torch.allclose, torch.equal}
 
 
 @contextlib.contextmanager
 def on_shapes(tracker, device):
     """Code in here runs on meta tensors as it would run on those of `device`."""
-    with tracker, Pretend(device), _config.patch(meta_nonzero_assume_all_nonzero=True):
+    checks = checkpointing._allowed_determinism_checks_to_fns  # they see a tensor's two devices
+    unchecked = mock.patch.dict(checks, dict.fromkeys(checks, checks["none"]))
+    with tracker, Pretend(device), _config.patch(meta_nonzero_assume_all_nonzero=True), unchecked:
         yield
 
 
@@ -47,6 +52,8 @@ class Pretend(TorchFunctionMode):
             return self.device if kind is None else kind == self.device.type
         if function in READ and args[0].is_meta:  # a value that decides something: none is as usual as a random one
             return function(torch.rand(args[0].shape).to(args[0].dtype), *args[1:])
+        if function in COMPARED and args[0].is_meta:
+            return True
         if function is torch.Tensor.cpu:
             return args[0]
         if function is SDPA:

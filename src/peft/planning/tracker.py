@@ -68,7 +68,7 @@ class Tracker(TorchDispatchMode):
         return sum(size for _, size, birth in self.alive.values() if birth > clock)
 
 
-# -- the same operation on the same shapes, as in every block, is computed once -------------------------------------------
+# -- the same operation on the same shapes, as in every block, is computed once --------------------------------------
 _results = {}  # key of a call -> what its tensors are made of
 
 
@@ -96,7 +96,7 @@ def computed(function, args, kwargs):
 
 @functools.cache
 def kind_of(function):
-    """"pure": makes one new tensor; "in place": returns its first argument, whose shape stays; else "other"."""
+    """ "pure": makes one new tensor; "in place": returns its first argument, whose shape stays; else "other"."""
     schema = function._schema
     aliases = [a for a in (*schema.arguments, *schema.returns) if a.alias_info is not None]
     if not aliases:

@@ -59,7 +59,10 @@ TABLE = {
         "en": "Memory could not be planned for this model ({problem}); training goes on without",
         "zh": "无法为该模型估算内存（{problem}）；继续训练",
     },
-    "plan.ahead": {"en": "Memory: a peak of about {peak}, with {room} at hand", "zh": "内存：峰值约 {peak}，可用 {room}"},
+    "plan.ahead": {
+        "en": "Memory: a peak of about {peak}, with {room} at hand",
+        "zh": "内存：峰值约 {peak}，可用 {room}",
+    },
     "plan.probe_needs_data": {
         "en": "--probe trains two steps, so the recipe needs data.train.",
         "zh": "--probe 会真实训练两步，因此配方需要 data.train。",
