@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from peft.core.calls import is_checkpointing
 from peft.errors import ConfigError, nearest
 from peft.planning.base import batch_of, loss_of, on_meta
 from peft.planning.optimizers import OPTIMIZERS
@@ -128,7 +129,7 @@ def plan(
     base = on_meta(model_or_config, DTYPES.get(dtype, dtype), getattr(peft_config, "task_type", None), quantization)
     with on_shapes(Tracker(), device):
         model = (wrap or functools.partial(wrapped, config=peft_config))(base).train()
-        if gradient_checkpointing or getattr(model, "is_gradient_checkpointing", False):
+        if gradient_checkpointing or is_checkpointing(model):
             checkpointed(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("Nothing is trained: give a peft_config, or let some parameter require a gradient.")
