@@ -212,8 +212,8 @@ def main() -> None:
         done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE, text=True, check=True)
         rows.append((CONFIGURATIONS[number], json.loads(done.stdout.splitlines()[-1])))
         print(table(rows[-1:]).splitlines()[-1], rows[-1][1]["phase"], f"{rows[-1][1]['seconds']:.1f} s", flush=True)
-    if arguments.only is None:
-        arguments.output.write_text(report(rows), encoding="utf-8")
+        if arguments.only is None:
+            arguments.output.write_text(report(rows), encoding="utf-8")
 
 
 def report(rows: list[tuple[tuple, dict]]) -> str:
@@ -224,9 +224,9 @@ def report(rows: list[tuple[tuple, dict]]) -> str:
     return (
         "# Planned and measured peaks\n\n"
         f"`python benchmarks/plan_peaks.py`, torch {torch.__version__}, transformers {transformers.__version__}, one "
-        "CPU thread, random weights. Measured: the highest resident memory of the second and third optimizer step (AdamW), "
-        "less the resident memory before the model was built; glibc gives large blocks back when they are freed "
-        "(MALLOC_MMAP_THRESHOLD_=65536).\n\n"
+        "CPU thread, random weights. Measured: the highest resident memory of the second and third optimizer step "
+        "(AdamW), less the resident memory before the model was built; glibc gives large blocks back when they are "
+        "freed (MALLOC_MMAP_THRESHOLD_=65536).\n\n"
         f"{table(rows)}\n\nRatios from {min(ratios):.2f} to {max(ratios):.2f}.\n"
     )
 

@@ -74,8 +74,8 @@ _results = {}  # key of a call -> what its tensors are made of
 
 def computed(function, args, kwargs):
     """function(*args, **kwargs) on the meta device."""
-    if function is COUNTS:  # as many as the largest value says, which is not known
-        return args[0].new_empty(kwargs.get("minlength", 0))
+    if function is COUNTS and kwargs.get("minlength"):  # else as many as the largest value says
+        return args[0].new_empty(kwargs["minlength"])
     if (kind := kind_of(function)) == "in place":
         return args[0]
     if kind != "pure":
@@ -83,7 +83,7 @@ def computed(function, args, kwargs):
     try:
         key = (function, described(args), described(tuple(kwargs.items())))
         known = _results.get(key)
-    except TypeError:  # an argument that cannot be hashed
+    except (TypeError, RuntimeError):  # an argument that cannot be hashed, or has no strides
         return function(*args, **kwargs)
     if known is None:
         out = function(*args, **kwargs)
@@ -115,7 +115,8 @@ def described(value):
 
 def tensors_in(value):
     if isinstance(value, torch.Tensor):
-        yield value
+        if value.layout is torch.strided:  # what a sparse one consists of is strided, and was seen before
+            yield value
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from tensors_in(inner)
