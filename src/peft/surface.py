@@ -54,6 +54,7 @@ HOMES = {
     "methods.lora.model": ["LoraModel"],
     "methods.trainable_tokens": ["TrainableTokensConfig", "TrainableTokensModel"],
     "kappa": ["find_kappa_target_modules"],
+    "planning.plan": ["Plan", "plan"],
     "methods.adalora": ["AdaLoraConfig", "AdaLoraModel"],
     "methods.adamss": ["AdamssConfig", "AdamssModel"],
     "methods.adaption_prompt": ["AdaptionPromptConfig", "AdaptionPromptModel"],

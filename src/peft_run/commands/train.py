@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="go on with this run; without RUN: with the newest of this recipe that is not finished",
     )
+    parser.add_argument("--force", action="store_true", help="train although the memory's plan says that it cannot fit")
     parser.add_argument("--dry-run", action="store_true", help="check the recipe and the data, and train nothing")
 
 
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
     from peft_run.train import train
 
     with args.console.copied_to(run / "run.log"):
-        result = train(run, run.recipe, args.console, resume=args.resume is not None)
+        result = train(run, run.recipe, args.console, resume=args.resume is not None, force=args.force)
     if args.json:
         print_json({"run": str(run.path), **result})
     return 0

@@ -31,20 +31,24 @@ if TYPE_CHECKING:
 KERNELS = "64"
 
 
-def train(run: Run, recipe: Recipe, console: Console | None = None, *, resume: bool = False) -> dict[str, Any]:
+def train(
+    run: Run, recipe: Recipe, console: Console | None = None, *, resume: bool = False, force: bool = False
+) -> dict[str, Any]:
     """Train, and leave the adapter with all that belongs to it in the run. The measures, as in metrics.json.
 
-    Raises Interrupted after Ctrl-C: the run then holds a checkpoint, and `resume=True` goes on from it.
+    Raises Interrupted after Ctrl-C: the run then holds a checkpoint, and `resume=True` goes on from it. Raises
+    DoesNotFit before the weights are loaded where the memory's plan says so, unless `force` is given.
     """
     console = console or silent()
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
     for package in ("transformers", "rich"):
         require(package, extra="run")
     with run.working("train"):
-        return work(run, recipe, console, resume)
+        return work(run, recipe, console, resume, force)
 
 
-def work(run: Run, recipe: Recipe, console: Console, resume: bool) -> dict[str, Any]:
+def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool) -> dict[str, Any]:
+    from peft_run.plan.check import check
     from peft_run.train import checkpoint
     from peft_run.train.loop import Loop
     from peft_run.train.progress import progress
@@ -59,6 +63,8 @@ def work(run: Run, recipe: Recipe, console: Console, resume: bool) -> dict[str, 
     task = make_task(recipe, dataset.labels)
     items = task.encode_all(dataset.train, console)
     held_out = task.encode_all(dataset.eval, console, training=False)
+    if not force:
+        check(recipe, task, items, held_out, console)
     model, dtype, added = make_model(run, recipe, task, len(items), console, resume)
     record(run, recipe, dataset, dtype, resume)
     task.prepare(model)

@@ -1,0 +1,1 @@
+"""How much memory a training takes, before any of it is allocated: the real code, run on shapes."""

@@ -1,0 +1,1 @@
+"""What a recipe takes of memory, and which changes of it would fit."""
