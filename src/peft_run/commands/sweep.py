@@ -86,8 +86,56 @@ def go_on(args: argparse.Namespace) -> int:
 
 
 def look(args: argparse.Namespace) -> int:
-    return 0
+    """`show` and `best`: what a sweep has found so far."""
+    from peft_run.errors import UsageError
+    from peft_run.sweep.folder import Folder
+
+    if len(args.overrides) != 1 or args.free:
+        raise UsageError("sweep.which", action=args.recipe)
+    folder = Folder.open(args.overrides[0])
+    if args.recipe == SHOW:
+        show(folder, args)
+        return 0
+    return best(folder, args)
 
 
 def show(folder: Folder, args: argparse.Namespace) -> None:
-    pass
+    """The ranking on stdout; the pages anew, in the reader's language."""
+    from peft_run.columns import columns
+    from peft_run.console import print_json
+    from peft_run.sweep import report
+
+    found = report.write(folder, args.lang)
+    if args.json:
+        print_json({"sweep": str(folder.path), **found})
+    elif found["ranking"]:
+        header, rows = report.ranking_table(found, args.lang)
+        print(columns([header, *rows]))
+    args.console("sweep.report", path=folder / report.PAGE)
+
+
+def best(folder: Folder, args: argparse.Namespace) -> int:
+    """The best trial's recipe, as somebody would have written it."""
+    from peft_run.config import dump
+    from peft_run.console import print_json
+    from peft_run.errors import UsageError
+    from peft_run.files import write_text
+    from peft_run.sweep.results import ranking
+
+    ranked = ranking(list(folder.trials().values()), folder.settings)
+    if not ranked:
+        raise UsageError("sweep.no_best", path=folder.path)
+    recipe = folder.recipe_of(ranked[0]["values"])
+    path = Path(args.output) if args.output else None
+    if path is not None:
+        if not path.parent.is_dir():
+            raise UsageError("predict.no_folder", path=path.parent)
+        if path.exists():
+            raise UsageError("sweep.there_already", path=path)
+        write_text(path, dump(recipe, path.parent.resolve()))
+        args.console("sweep.wrote_best", number=ranked[0]["trial"], path=path)
+    if args.json:
+        print_json({"recipe": None if path is None else str(path), **ranked[0]})
+    elif path is None:
+        print(dump(recipe, Path.cwd()), end="")
+    return 0

@@ -92,4 +92,99 @@ TABLE = {
         "en": "stopped, and saved; `peft sweep --resume {path}` goes on from there.",
         "zh": "已停止并保存；运行 `peft sweep --resume {path}` 可从此处继续。",
     },
+    "sweep.title": {"en": "Sweep: {name}", "zh": "超参数搜索：{name}"},
+    "sweep.objective_min": {"en": "{name} (lower is better)", "zh": "{name}（越低越好）"},
+    "sweep.objective_max": {"en": "{name} (higher is better)", "zh": "{name}（越高越好）"},
+    "sweep.summary": {
+        "en": "{done} trials finished, {pruned} stopped early, {failed} failed. Search: {search}, seed {seed}. "
+        "Objective: {objective}, on held-out data.",
+        "zh": "完成 {done} 次试验，提前停止 {pruned} 次，失败 {failed} 次。搜索方式：{search}，种子 {seed}。目标：留出数据上的 {objective}。",
+    },
+    "sweep.best": {
+        "en": "Best: trial {number}, {point}, with {value}.",
+        "zh": "最好：试验 {number}，{point}，结果 {value}。",
+    },
+    "sweep.flattered": {
+        "en": "The best of many is flattered by chance, because the held-out data chose it. What it is worth shows on "
+        "data that took no part: retrain it and judge it on test data.",
+        "zh": "众多试验中的最好者带有运气成分，因为它正是由留出数据选出的。其真实水平要看未参与选择的数据：请重新训练，并在测试数据上评测。",
+    },
+    "sweep.seed_spread": {
+        "en": "Trials that differ in their seed alone have a standard deviation of {value}.",
+        "zh": "仅种子不同的试验之间，标准差为 {value}。",
+    },
+    "sweep.ranking": {"en": "Ranking", "zh": "排名"},
+    "sweep.how_ranked": {
+        "en": "In brackets the 95 % interval over the held-out samples. p: how often chance alone makes a trial differ "
+        "so much from the first, on the same samples; it allows neither for seeds nor for the number of trials. "
+        "Memory: the peak of the process, or of the GPU, while training. ✓: no other trial is at least as good in "
+        "quality, memory and size, and better in one.",
+        "zh": "方括号内是留出样本上的 95% 区间。p：在相同样本上，仅凭偶然就与第一名相差这么多的频率；未考虑种子，也未考虑试验次数。"
+        "内存：训练时进程（或 GPU）的峰值。✓：没有其他试验在质量、内存、大小上都不差且有一项更好。",
+    },
+    "sweep.number": {"en": "trial", "zh": "试验"},
+    "sweep.values": {"en": "values", "zh": "取值"},
+    "sweep.state": {"en": "state", "zh": "状态"},
+    "sweep.reason": {"en": "reason", "zh": "原因"},
+    "sweep.p": {"en": "p against the first", "zh": "与第一名相比的 p"},
+    "sweep.memory": {"en": "peak memory (MB)", "zh": "内存峰值（MB）"},
+    "sweep.size": {"en": "adapter (MB)", "zh": "适配器（MB）"},
+    "sweep.seconds": {"en": "training (s)", "zh": "训练（秒）"},
+    "sweep.front": {"en": "Pareto", "zh": "帕累托"},
+    "sweep.heat": {"en": "Two axes together", "zh": "两个轴的组合"},
+    "sweep.heat_title": {"en": "{objective}, mean of the trials", "zh": "{objective}，试验均值"},
+    "sweep.figure_heat": {
+        "en": "Over the two axes that move the mean most; darker is better.",
+        "zh": "取对均值影响最大的两个轴；颜色越深越好。",
+    },
+    "sweep.pareto": {"en": "Quality, memory and size", "zh": "质量、内存与大小"},
+    "sweep.figure_pareto": {
+        "en": "Red: trials that no other beats in quality, memory and size together.",
+        "zh": "红色：在质量、内存、大小上不被任何其他试验全面超过的试验。",
+    },
+    "sweep.curve": {"en": "Learning curve over data size", "zh": "数据量的学习曲线"},
+    "sweep.figure_curve": {
+        "en": "By the share of the training data; a larger share contains the smaller ones.",
+        "zh": "横轴为训练数据的比例；较大的比例包含较小的。",
+    },
+    "sweep.effect_charts": {"en": "One axis at a time", "zh": "逐轴查看"},
+    "sweep.figure_effect": {
+        "en": "Each dot is a trial; the line joins the means.",
+        "zh": "每个点是一次试验；折线连接均值。",
+    },
+    "sweep.effects": {"en": "Effect of each axis", "zh": "各轴的影响"},
+    "sweep.how_effects": {
+        "en": "Means over all trials at a value, whatever the other axes did, with the 95 % interval over trials.",
+        "zh": "取某个值的全部试验的均值（其他轴任意），附试验间的 95% 区间。",
+    },
+    "sweep.axis": {"en": "axis", "zh": "轴"},
+    "sweep.value": {"en": "value", "zh": "取值"},
+    "sweep.trials": {"en": "trials", "zh": "试验数"},
+    "sweep.mean": {"en": "mean", "zh": "均值"},
+    "sweep.interval": {"en": "interval", "zh": "区间"},
+    "sweep.each": {"en": "each trial", "zh": "每次试验"},
+    "sweep.best_line": {"en": "best", "zh": "最好"},
+    "sweep.all_trials": {"en": "all trials", "zh": "全部试验"},
+    "sweep.on_front": {"en": "Pareto front", "zh": "帕累托前沿"},
+    "sweep.axis_peak_memory_mb": {"en": "peak memory (MB)", "zh": "内存峰值（MB）"},
+    "sweep.axis_file_mb": {"en": "adapter (MB)", "zh": "适配器（MB）"},
+    "sweep.not_finished": {"en": "Trials without a result", "zh": "没有结果的试验"},
+    "sweep.state_started": {"en": "unfinished", "zh": "未完成"},
+    "sweep.state_pruned": {"en": "stopped early", "zh": "提前停止"},
+    "sweep.state_failed": {"en": "failed", "zh": "失败"},
+    "sweep.file": {"en": "The file {name}", "zh": "文件 {name}"},
+    "sweep.report": {"en": "Report: {path}", "zh": "报告：{path}"},
+    "sweep.wrote_best": {
+        "en": "Wrote the recipe of trial {number} to {path}; `peft train {path}` trains it again.",
+        "zh": "已将试验 {number} 的配方写入 {path}；运行 `peft train {path}` 可重新训练。",
+    },
+    "sweep.no_best": {"en": "no trial of {path} has finished yet.", "zh": "{path} 中还没有完成的试验。"},
+    "sweep.which": {
+        "en": "give one sweep: `peft sweep {action} DIR`.",
+        "zh": "请给出一个搜索目录：`peft sweep {action} DIR`。",
+    },
+    "sweep.there_already": {
+        "en": "{path} is there already; choose another name.",
+        "zh": "{path} 已存在；请换一个名字。",
+    },
 }

@@ -110,13 +110,13 @@ class Settings(Section):
         return yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=120)
 
 
-def load_settings(file: Path | None, axes: Sequence[str] = (), **changes: Any) -> Settings:
+def load_settings(file: Path | None, axis_options: Sequence[str] = (), **changes: Any) -> Settings:
     """The settings of a file with the command line's changes. Raises UsageError naming what is wrong."""
     raw = read(file) if file is not None else {}
+    raw |= {name: value for name, value in changes.items() if value is not None}
     if not isinstance(raw.get("axes", {}), dict):
         raise UsageError("sweep.no_axes", file=file)
-    raw["axes"] = dict(raw.get("axes") or {}) | dict(parse_axis(text) for text in axes)
-    raw |= {name: value for name, value in changes.items() if value is not None}
+    raw["axes"] = dict(raw.get("axes") or {}) | dict(parse_axis(text) for text in axis_options)
     named: dict[str, Any] = {}
     for name, axis in raw["axes"].items():
         own = ".".join(canonical(str(name).split("."), None)[0])
@@ -160,4 +160,3 @@ def check_objective(name: str) -> None:
 
 def read_settings(folder: Path) -> Settings:
     return load_settings(folder / "sweep.yaml")
-

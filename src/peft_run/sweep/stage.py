@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -203,11 +204,9 @@ class Worker:
 
     def send(self, message: dict[str, Any]) -> None:
         assert self.process is not None and self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has just died: `ask` hears so
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:  # it has just died: `ask` hears so
-            pass
 
     def death(self) -> str:
         """Why the process has ended, in a sentence."""
@@ -223,11 +222,9 @@ class Worker:
 
     def end(self) -> None:
         """It ends when its stdin does."""
-        if self.process is None:
+        if self.process is None or self.process.stdin is None:
             return
-        try:
-            self.process.stdin.close()  # type: ignore[union-attr]
-        except BrokenPipeError:
-            pass
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.process = None

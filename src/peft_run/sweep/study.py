@@ -90,4 +90,3 @@ def suggest(trial: optuna.trial.Trial, axis: Axis) -> Any:
         ordered = sorted(axis.values)  # TPE learns more from an order than from mere names
         return ordered[trial.suggest_int(axis.name, 0, len(ordered) - 1)]
     return axis.values[trial.suggest_categorical(axis.name, range(len(axis.values)))]
-
