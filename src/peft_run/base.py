@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_run import kept
 from peft_run.config import Recipe
 from peft_run.errors import RunError, UsageError
 from peft_run.packages import require
@@ -58,6 +59,13 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def load_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: Any) -> PreTrainedModel:
     """The base model with the output layer of the task (`auto_class`), on the recipe's device."""
+    if kept.keeper is None or recipe.model.quant is not None or recipe.adapter.method.upper() == "FULL":
+        return read_base(recipe, auto_class, dtype, **settings)
+    key = (repr(recipe.model.model_copy(update={"path": find(recipe)})), auto_class, dtype, repr(settings))
+    return kept.keeper.take(key, lambda: read_base(recipe, auto_class, dtype, **settings))
+
+
+def read_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: Any) -> PreTrainedModel:
     import transformers
 
     where, model = find(recipe), recipe.model

@@ -51,9 +51,9 @@ class Document:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self.blocks.append(("table", [header, *rows]))
 
-    def figure(self, svg: str, caption: str) -> None:
-        """A picture; only in HTML."""
-        self.blocks.append(("figure", (svg, caption)))
+    def figure(self, svg: str, caption: str, file: str | None = None) -> None:
+        """A picture: inside the HTML; in Markdown a link to `file`, where it has one."""
+        self.blocks.append(("figure", (svg, caption, file)))
 
     def markdown(self) -> str:
         parts = [f"# {self.title}"]
@@ -67,6 +67,8 @@ class Document:
             elif kind == "table":
                 lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in block]
                 parts.append("\n".join([lines[0], "|" + " --- |" * len(block[0]), *lines[1:]]))
+            elif kind == "figure" and block[2] is not None:
+                parts.append(f"![{markdown_text(block[1])}]({block[2]})")
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
@@ -83,7 +85,7 @@ class Document:
                 rows = "".join(f"<tr>{''.join(element('td', cell) for cell in row)}</tr>\n" for row in block[1:])
                 parts.append(f'<div class="wide"><table><tr>{head}</tr>\n{rows}</table></div>')
             else:
-                svg, caption = block
+                svg, caption, _ = block
                 parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
         language = {"zh": "zh-CN"}.get(self.language, self.language)
         return (

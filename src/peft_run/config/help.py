@@ -74,7 +74,11 @@ HELP: dict[str, tuple[str, str]] = {
     ),
     "data.invalid": ("what happens to rows with empty or missing fields", "如何处理字段为空或缺失的行"),
     "data.deduplicate": ("train on equal rows once", "相同的行只训练一次"),
-    "data.seed": ("of the split and of `sample`", "划分与抽样的随机种子"),
+    "data.fraction": (
+        "share of the training rows that is used, the labels in proportion; a larger share holds the smaller ones",
+        "训练数据的使用比例，各标签按比例抽取；较大的比例包含较小的",
+    ),
+    "data.seed": ("of the split, `fraction` and `sample`", "划分、fraction 与抽样的随机种子"),
     "adapter": ("what is trained", "训练哪些参数"),
     "adapter.method": (
         "a method of `peft methods`, or full: every weight",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def validate(raw: dict[str, Any], base: Path, file: Any) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise UsageError("config.invalid", file=file, problem=first_problem(error)) from error
+        raise UsageError("config.invalid", file=file, problem=first_problem(error, nearest)) from error
     recipe._base = base
     return recipe
 
@@ -165,13 +165,13 @@ def translate(raw: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def first_problem(error: pydantic.ValidationError) -> str:
+def first_problem(error: pydantic.ValidationError, nearest_to: Callable[[str], str | None]) -> str:
     """One line for the first thing that is wrong: an unknown name before wrong values, because it may explain them."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     problem = problems[0]
     name = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("function-", "list[", "dict[")))
     if problem["type"] == "extra_forbidden":
-        near = nearest(name)
+        near = nearest_to(name)
         return f"unknown key `{name}`" + (f"; did you mean `{near}`?" if near else "")
     found = "" if isinstance(problem["input"], dict | list) else f", got {problem['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

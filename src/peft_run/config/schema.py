@@ -82,6 +82,7 @@ class Data(Section):
     packing: bool = False
     invalid: Literal["error", "drop"] = "error"
     deduplicate: bool = False
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int = 0
 
     @field_validator("labels", mode="before")

@@ -60,10 +60,11 @@ def load_dataset(recipe: Recipe) -> Dataset:
         train, held_out = split(train, data.eval.split, data.seed)
     if not train:
         raise UsageError("data.nothing_left")
-    seen = {key_of(sample) for sample in train}
-    leaked = sum(key_of(sample) in seen for sample in held_out)
-    dataset = Dataset(train, held_out, [], files, duplicates, leaked)
-    dataset.labels = labels_of(dataset, recipe)
+    dataset = Dataset(train, held_out, [], files, duplicates)
+    dataset.labels = labels_of(dataset, recipe)  # of all rows: the outputs of the model do not depend on the fraction
+    dataset.train = part_of(train, data.fraction, data.seed)
+    seen = {key_of(sample) for sample in dataset.train}
+    dataset.leaked = sum(key_of(sample) in seen for sample in held_out)
     return dataset
 
 
@@ -204,6 +205,23 @@ def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample],
             taken += len(members)
     keep = [s for position, s in enumerate(samples) if position not in held_out]
     return keep, [samples[position] for position in sorted(held_out)]
+
+
+def part_of(samples: list[Sample], fraction: float, seed: int) -> list[Sample]:
+    """A share of the samples, in their order. For one seed, a larger share contains every smaller one."""
+    if fraction == 1:
+        return samples
+    strata: dict[str, list[int]] = {}
+    for position, sample in enumerate(samples):
+        strata.setdefault(str(sample.get("label")), []).append(position)
+    rng = random.Random(f"fraction-{seed}")
+    # One order for all shares, in which every beginning has the labels in proportion.
+    order: list[tuple[float, int]] = []
+    for label in sorted(strata):
+        members = rng.sample(strata[label], len(strata[label]))
+        order += [((rank + 0.5) / len(members), position) for rank, position in enumerate(members)]
+    count = max(1, round(fraction * len(samples)))
+    return [samples[position] for position in sorted(position for _, position in sorted(order)[:count])]
 
 
 def fingerprint(path: Path) -> str:

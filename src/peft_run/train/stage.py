@@ -72,6 +72,8 @@ def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool) 
     if resume and (folder := checkpoint.newest(run, console)) is not None:
         loop.resume(folder)
         console("train.resumed", step=loop.state.step)
+    elif resume:  # stopped before its first checkpoint: it begins again, and so does its log
+        run.cut_log(0)
     say_plan(loop, console)
     with interruption() as interrupted, progress(console, loop.total, loop.state.step) as shown:
         finished = loop.go(shown, interrupted)
