@@ -77,6 +77,12 @@ TABLE = {
         "en": "give a recipe, `peft train recipe.yaml`, or a run to go on with, `peft train --resume RUN`.",
         "zh": "请给出配方：`peft train recipe.yaml`，或要继续的运行：`peft train --resume RUN`。",
     },
+    "train.recipe_differs": {
+        "en": "the unfinished run {path} has another recipe ({fields}). To go on with it as it was: `peft train --resume {path}`; "
+        "to start anew, leave --resume out.",
+        "zh": "未完成的运行 {path} 使用了不同的配方（{fields}）。按原配方继续：`peft train --resume {path}`；"
+        "重新开始：去掉 --resume。",
+    },
     "train.nothing_to_resume": {
         "en": "no interrupted run of this recipe in {path}; a new one begins",
         "zh": "{path} 中没有该配方的未完成运行；开始新的运行",
