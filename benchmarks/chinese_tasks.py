@@ -2,10 +2,10 @@
 
     python benchmarks/chinese_tasks.py --model FOLDER [--tasks zh-qa,zh-poem] [--work DIR] [--output DIR]
 
-Each task is a recipe of `peft recipes`, with the data of `peft fetch`, on one CPU thread. Printed are the command lines as
-they are run, then a table: base against tuned on test rows that no training has seen, with 95 % intervals, and how far
-the merged and exported copies are from their source. --output receives results.json and a curve for each task. Runs that
-are there already are not trained again.
+Each task is a recipe of `peft recipes`, with the data of `peft fetch`, on one CPU thread. Printed are the command lines
+as they are run, then a table: base against tuned on test rows that no training has seen, with 95 % intervals, and how
+far the merged and exported copies are from their source. --output receives results.json and a curve for each task.
+Runs that are there already are not trained again.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py [--kills 20] [--model FOLDER] [--steps 40] [--seed 0]
 
-Prints one row a trial: the step that the log had reached, the checkpoint that the run went on from, and whether adapter,
-optimizer state and all losses are the same. Exit code 1 if one differs.
+Prints one row a trial: the step that the log had reached, the checkpoint that the run went on from, and whether
+adapter, optimizer state and all losses are the same. Exit code 1 if one differs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from peft_run import commands
 from peft_run.console import Console
@@ -28,6 +29,13 @@ from peft_run.messages import LANGUAGES, default_language, sentence
 from peft_run.options import divide
 
 SWITCHES = ("--json", "--offline", "--quiet", "-q", "--debug")  # of all commands, which may also stand before its name
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; `--help` shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def table() -> dict[str, ModuleType]:
@@ -79,7 +87,7 @@ def language_of(argv: Sequence[str]) -> str:
 
 def top_parser(known: dict[str, ModuleType], language: str) -> argparse.ArgumentParser:
     width = max(map(len, known))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="peft",
         usage="peft COMMAND [options]",
         description=sentence("cli.about", language),
@@ -114,9 +122,7 @@ def unknown_command(name: str, known: dict[str, ModuleType], language: str) -> s
 
 def run_command(name: str, command: ModuleType, options: Sequence[str], language: str) -> int:
     text = command.HELP[language]
-    parser = argparse.ArgumentParser(
-        prog=f"peft {name}", description=f"{text[:1].upper()}{text[1:]}", allow_abbrev=False
-    )
+    parser = Parser(prog=f"peft {name}", description=f"{text[:1].upper()}{text[1:]}", allow_abbrev=False)
     command.add_arguments(parser)
     add_common_arguments(parser, language)
     words, rest, free = list(options), [], []

@@ -40,7 +40,7 @@ class TestCommandLine:
         ],
     )
     def test_what_makes_no_sense_is_refused(self, names):
-        with pytest.raises(UsageError, match="NPROC_PER_NODE|MASTER_ADDR|NODE_RANK"):
+        with pytest.raises(UsageError, match=r"NPROC_PER_NODE|MASTER_ADDR|NODE_RANK"):
             Shape.of(names)
 
     def test_the_processes_get_the_command_without_the_launcher(self):

@@ -71,7 +71,7 @@ class Sources:
         paths = (self.folder / "apt" / "lists").glob(f"*_main_i18n_Translation-{language.replace('_', '%5f')}")
         return sorted(paths, key=lambda path: -path.stat().st_size)
 
-    # -- shared ---------------------------------------------------------------------------------------------------------
+    # -- shared ------------------------------------------------------------------------------------------------------
 
     def fetched(self, name: str, command: Sequence[str], digest: str) -> Path:
         """The file `name`, which `command` leaves in its folder; kept in the cache."""

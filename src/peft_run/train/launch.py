@@ -72,7 +72,7 @@ def command(launcher: str, shape: Shape, more: Sequence[str]) -> list[str]:
 
 
 def launch(launcher: str, words: Sequence[str], more: Sequence[str]) -> int:
-    """Run `peft train WORDS` in all processes; the exit code of the first one. Ctrl-C reaches them through the launcher."""
+    """Run `peft train WORDS` in all processes; the exit code of the first. Ctrl-C reaches them through the launcher."""
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "code"
         full = [*command(launcher, Shape.of(os.environ), more), "-m", "peft_run", "train", *words]

@@ -1,8 +1,8 @@
 """The processes that train together. Each takes its share of every batch, and all end with the same adapter.
 
-A batch of the recipe is a batch of all processes: each computes a part of it, the sums of losses and gradients are those
-of the whole batch, and so the number of processes changes the speed and not, to rounding, the result. Only the trained
-tensors and a few numbers travel. The frozen base is a copy in each process or, with train.shard, one shard in each.
+A batch of the recipe is a batch of all processes: each computes a part of it, the sums of losses and gradients are
+those of the whole batch, and so the number of processes changes the speed and not, to rounding, the result. Only the
+trained tensors and a few numbers travel. The frozen base is a copy in each process or, with train.shard, one shard.
 """
 
 from __future__ import annotations
