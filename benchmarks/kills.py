@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py [--kills 20] [--model FOLDER] [--steps 40] [--seed 0]
 
-Prints one row a trial: the step that the log had reached, the checkpoint that the run went on from, and whether adapter,
-optimizer state and all losses are the same. Exit code 1 if one differs. The processes are forks of one that has loaded
-the libraries, so that a trial takes little longer than its training; POSIX only.
+Prints one row a trial: the step that the log had reached, the checkpoint that the run went on from, and whether the
+adapter, the optimizer state and all losses are the same. Exit code 1 if one differs. The processes are forks of one
+that has loaded the libraries, so that a trial takes little longer than its training; POSIX only.
 """
 
 from __future__ import annotations

@@ -32,6 +32,10 @@ TABLE = {
         "en": "{path} is damaged ({problem}); an older checkpoint is taken",
         "zh": "{path} 已损坏（{problem}）；改用更早的检查点",
     },
+    "train.not_saved": {
+        "en": "{path} cannot be written: {problem}. Make room or choose another output.dir; older checkpoints are whole.",
+        "zh": "无法写入 {path}：{problem}。请腾出空间或更换 output.dir；更早的检查点仍完整。",
+    },
     "train.saved": {
         "en": "Saved the adapter of step {step} to {path} ({seconds:.0f} s)",
         "zh": "已将第 {step} 步的适配器保存到 {path}（{seconds:.0f} 秒）",
