@@ -13,6 +13,7 @@ import pytest
 
 from peft_run import cli, messages
 from peft_run.errors import DoesNotFit, Interrupted, QualityError
+from peft_run.options import divide, split_overrides
 
 
 def test_every_message_is_there_in_both_languages_with_the_same_places_to_fill():
@@ -102,3 +103,35 @@ def test_free_options_change_the_recipe(project, capsys):
     run = json.loads(capsys.readouterr().out)["run"]
     config = json.loads(Path(run, "adapter_config.json").read_text())
     assert config["r"] == 4 and config["lora_alpha"] == 8
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lora-rank", "4", "r.yaml", "train.lr=1e-3"],
+        ["--data.packing", "r.yaml", "--lora-rank=4", "train.lr=1e-3"],
+        ["-q", "train.lr=1e-3", "--output-dir", "out", "-c", "r.yaml", "--lora_rank", "4", "--json"],
+        ["r.yaml", "--json", "train.lr=1e-3", "-q", "--lora-rank", "4"],
+    ],
+)
+def test_options_may_stand_anywhere(words):
+    parser = cli.Parser(prog="peft train")
+    command = cli.table()["train"]
+    command.add_arguments(parser)
+    cli.add_common_arguments(parser, "en")
+    own, free = divide(words, parser)
+    args = parser.parse_intermixed_args(own)
+    args.free = free
+    recipe = recipe_fields(split_overrides(args))
+    assert args.recipe == "r.yaml" and recipe["lora_rank"] == "4" and recipe["train.lr"] == "1e-3"
+
+
+def recipe_fields(overrides):
+    return {name.replace("-", "_"): value for name, _, value in (text.partition("=") for text in overrides)}
+
+
+def test_switches_may_stand_before_the_command():
+    assert cli.command_first(["--json", "--lang", "zh", "-q", "data", "x.csv"]) == [
+        *("--lang", "zh", "data", "--json", "-q", "x.csv")
+    ]
+    assert cli.command_first(["--version"]) == ["--version"]

@@ -218,7 +218,8 @@ class Loop:
     def resume(self, folder: Path | None) -> bool:
         """Go back to a checkpoint, bit for bit: the one that the first process has found. Whether there is one."""
         found = self.world.share(checkpoint.load(folder) if folder is not None else None)
-        if found is None:
+        if found is None:  # it ended before the first one was whole
+            self.run.cut_log(0)
             return False
         tensors, of_optimizer, state = found
         values = state.pop("optimizer")
