@@ -101,7 +101,6 @@ def lines_of(folder: Path, part: str) -> list[str]:
 
 def script(args: argparse.Namespace, folder: Path) -> dict:
     """What most guides show."""
-    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
     from peft import LoraConfig, get_peft_model
@@ -114,13 +113,12 @@ def script(args: argparse.Namespace, folder: Path) -> dict:
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
     model = get_peft_model(model, config)
 
-    def tokenize(rows):
-        coded = tokenizer(rows["text"], truncation=True, padding="max_length", max_length=LENGTH)
-        masks = zip(coded["input_ids"], coded["attention_mask"])
-        coded["labels"] = [[i if m else -100 for i, m in zip(ids, mask)] for ids, mask in masks]
-        return coded
+    def tokenized(line):
+        coded = tokenizer(line, truncation=True, padding="max_length", max_length=LENGTH)
+        labels = [i if m else -100 for i, m in zip(coded["input_ids"], coded["attention_mask"])]
+        return {"input_ids": coded["input_ids"], "attention_mask": coded["attention_mask"], "labels": labels}
 
-    rows = Dataset.from_dict({"text": lines_of(folder, "train")}).map(tokenize, batched=True, remove_columns=["text"])
+    rows = [tokenized(line) for line in lines_of(folder, "train")]
     settings = TrainingArguments(
         output_dir=str(folder / "trainer"),
         num_train_epochs=1,

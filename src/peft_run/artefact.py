@@ -10,10 +10,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peft.storage import provenance
 from peft_run import base, tasks
 from peft_run.config.schema import HEADS
 from peft_run.data.render import Renderer
 from peft_run.errors import RunError
+from peft_run.files import write_bytes
 from peft_run.run import Run
 from peft_run.train.adapter import FULL, answer_task_ids
 from peft_run.train.adapter import settle as settle_for_method
@@ -49,14 +51,27 @@ class Tuned:
         return next(self.model.parameters()).device
 
 
-def save(run: Run, recipe: Recipe, model: nn.Module, task: Task, dtype: torch.dtype, step: int) -> dict[str, Any]:
-    """Write the result to the run's root, where upstream's PeftModel.from_pretrained finds it too."""
+def save(
+    run: Run,
+    recipe: Recipe,
+    model: nn.Module,
+    task: Task,
+    dtype: torch.dtype,
+    step: int,
+    described: bytes | None = None,
+) -> dict[str, Any]:
+    """Write the result to the run's root, where upstream's PeftModel.from_pretrained finds it too.
+
+    described: what `describe_base` said, where the base cannot be read any more.
+    """
     renderer = task.renderer
     is_adapter = hasattr(model, "peft_config")
     if is_adapter and not os.path.isdir(base.find(recipe)):
         for config in model.peft_config.values():
             config.base_model_name_or_path, config.revision = recipe.model.path, recipe.model.revision
     model.save_pretrained(run.path)
+    if described is not None:
+        write_bytes(run / provenance.FILE_NAME, described)
     renderer.tokenizer.save_pretrained(run.path)
     info = {
         "format": FORMAT,
@@ -76,6 +91,13 @@ def save(run: Run, recipe: Recipe, model: nn.Module, task: Task, dtype: torch.dt
     }
     run.write_json(FILE, info)
     return info
+
+
+def describe_base(model: nn.Module) -> bytes | None:
+    """The base's provenance file. Once the base is sharded, no process can read it alone."""
+    if not hasattr(model, "peft_config") or model.active_peft_config.is_prompt_learning:
+        return None
+    return provenance.describe(model.get_base_model(), model.base_model.layers, "default")
 
 
 def load(

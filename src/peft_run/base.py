@@ -73,7 +73,6 @@ def read_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: A
         settings["quantization_config"] = quantization(recipe, dtype)
     if model.attn != "auto":
         settings["attn_implementation"] = model.attn
-    quietly()
     loaded = fetch(getattr(transformers, auto_class), where, recipe, dtype=dtype, **settings)
     if model.quant is None:
         loaded = loaded.to(device_of(recipe))
@@ -82,6 +81,7 @@ def read_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: A
 
 def fetch(cls: Any, where: str, recipe: Recipe, **settings: Any) -> Any:
     """`cls.from_pretrained`, with errors that say what to do."""
+    quietly()
     try:
         return cls.from_pretrained(
             where,
@@ -96,8 +96,13 @@ def fetch(cls: Any, where: str, recipe: Recipe, **settings: Any) -> Any:
 
 
 def quietly() -> None:
-    """transformers' load reports and bars would drown our lines; what matters in them is checked here."""
+    """Load reports and bars of the libraries would drown our lines; what matters in them is checked here."""
+    import logging as standard
+
     from transformers.utils import logging
+
+    for name in ("torchao", "torch.utils._pytree"):  # talk of kernels that they do without
+        standard.getLogger(name).setLevel(standard.ERROR)
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

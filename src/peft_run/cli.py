@@ -20,12 +20,22 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from peft_run import commands
 from peft_run.console import Console
 from peft_run.errors import INTERRUPTED, RunError
 from peft_run.messages import LANGUAGES, default_language, sentence
-from peft_run.options import free_options
+from peft_run.options import divide
+
+SWITCHES = ("--json", "--offline", "--quiet", "-q", "--debug")  # of all commands, which may also stand before its name
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; `--help` shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def table() -> dict[str, ModuleType]:
@@ -36,7 +46,8 @@ def table() -> dict[str, ModuleType]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     known = table()
-    language = language_of(sys.argv[1:] if argv is None else argv)
+    argv = command_first(sys.argv[1:] if argv is None else argv)
+    language = language_of(argv)
     parser = top_parser(known, language)
     chosen = parser.parse_args(argv)
     if chosen.version:
@@ -53,6 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(name, known[name], chosen.options, language)
 
 
+def command_first(argv: Sequence[str]) -> list[str]:
+    """`peft --json doctor` as `peft doctor --json`."""
+    words, moved = list(argv), []
+    place = 0
+    while place < len(words) and (words[place] in SWITCHES or words[place].startswith("--lang")):
+        if words[place] in SWITCHES:
+            moved.append(words.pop(place))
+        else:
+            place += 2 if words[place] == "--lang" else 1
+    return [*words[: place + 1], *moved, *words[place + 1 :]]
+
+
 def language_of(argv: Sequence[str]) -> str:
     """The language is needed before the options are parsed: for help, and for what is wrong with them."""
     for option, value in zip(argv, [*argv[1:], ""]):
@@ -64,7 +87,7 @@ def language_of(argv: Sequence[str]) -> str:
 
 def top_parser(known: dict[str, ModuleType], language: str) -> argparse.ArgumentParser:
     width = max(map(len, known))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="peft",
         usage="peft COMMAND [options]",
         description=sentence("cli.about", language),
@@ -99,15 +122,19 @@ def unknown_command(name: str, known: dict[str, ModuleType], language: str) -> s
 
 def run_command(name: str, command: ModuleType, options: Sequence[str], language: str) -> int:
     text = command.HELP[language]
-    parser = argparse.ArgumentParser(
-        prog=f"peft {name}", description=f"{text[:1].upper()}{text[1:]}", allow_abbrev=False
-    )
+    parser = Parser(prog=f"peft {name}", description=f"{text[:1].upper()}{text[1:]}", allow_abbrev=False)
     command.add_arguments(parser)
     add_common_arguments(parser, language)
-    args, free = parser.parse_known_args(options)
-    if free and not getattr(args, "free_options", False):
-        parser.error(unknown_option(free[0], name, parser, language))
-    args.free = free_options(free)
+    words, rest, free = list(options), [], []
+    if parser.get_default("takes_rest") and "--" in words:
+        words, rest = words[: words.index("--")], words[words.index("--") + 1 :]
+    own = words
+    if parser.get_default("free_options"):
+        own, free = divide(words, parser)
+    args, unknown = parser.parse_known_intermixed_args(own)
+    if unknown:
+        parser.error(unknown_option(unknown[0], name, parser, language))
+    args.words, args.rest, args.free = words, rest, free
     args.lang = args.lang or language
     args.console = Console(args.lang, quiet=args.quiet)
     try:

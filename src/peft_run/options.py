@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,14 +49,37 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return load(args.recipe, overrides)
 
 
-def free_options(words: list[str]) -> list[str]:
-    """`--lora-rank 8` and `--train.lr=1e-4` as overrides; a lone `--packing` is true."""
-    found: list[str] = []
-    for word in words:
-        if word.startswith("--"):
-            found.append(word[2:] if "=" in word else f"{word[2:]}=true")
-        elif found and found[-1].endswith("=true") and "=" in found[-1]:
-            found[-1] = f"{found[-1].removesuffix('true')}{word}"
+def divide(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """(words for the command's own parser, changes to the recipe from options that it does not have).
+
+    Both may stand anywhere: `--lora-rank 8 recipe.yaml`, `recipe.yaml --train.lr=1e-4`, and a lone `--packing`.
+    """
+    own = parser._option_string_actions
+    mine: list[str] = []
+    free: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, _ = word.partition("=")
+        if name in own or not word.startswith("--"):
+            mine.append(word)
+            if name in own and not equals and own[name].nargs is None and waiting:
+                mine.append(waiting.pop(0))
+        elif equals:
+            free.append(word[2:])
+        elif waiting and is_value(name[2:], waiting[0]):
+            free.append(f"{name[2:]}={waiting.pop(0)}")
         else:
-            found.append(word)
-    return found
+            free.append(f"{name[2:]}=true")
+    return mine, free
+
+
+def is_value(name: str, word: str) -> bool:
+    """Whether `word` belongs to the option before it. Switches take none but true and false."""
+    if word.startswith("--") or re.match(r"[\w.]+=", word):
+        return False
+    from peft_run.config.load import canonical, fields
+
+    keys, _ = canonical(name.replace("-", "_").split("."), word)
+    kinds = {path: field.annotation for path, field in fields()}
+    return kinds.get(".".join(keys)) is not bool or word.lower() in ("true", "false", "yes", "no", "on", "off")

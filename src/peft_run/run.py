@@ -118,6 +118,11 @@ class Run:
             kept = [event for event in self.events() if event["step"] <= step]
             write_text(self / LOG, "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept))
 
+    @property
+    def trained(self) -> bool:
+        """Whether the training has ended well, whatever became of later stages."""
+        return "train" in self.read_json(METRICS, {})
+
     # -- who works on it --------------------------------------------------------------------------------------------
 
     def status(self, **changes: Any) -> None:
@@ -141,6 +146,20 @@ class Run:
         """Oldest first. Only whole ones have their final name."""
         found = [p for p in self.path.glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
         return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+
+
+class Follower(Run):
+    """A run that another process writes: what is asked of this one to write is left to that one."""
+
+    def write_json(self, name: str, value: Any) -> None: ...
+
+    def log(self, **event: Any) -> None: ...
+
+    def cut_log(self, step: int) -> None: ...
+
+    @contextmanager
+    def working(self, stage: str) -> Iterator[None]:
+        yield
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,23 @@ def make_tiny(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def project(tmp_path, tiny, monkeypatch):
+    """The current folder, with a recipe r.yaml for a classifier, and its data."""
+    monkeypatch.chdir(tmp_path)
+    write_project(tmp_path, tiny)
+    return tmp_path
+
+
+def write_project(folder: Path, model: Path) -> None:
+    rows = [{"text": f"t {n}", "label": "x" if n % 2 else "y"} for n in range(12)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "r.yaml").write_text(
+        f"task: seq_cls\nmodel: {{path: {json.dumps(str(model))}, dtype: fp32}}\n"
+        "data: {train: data.jsonl}\ntrain: {steps: 1}\n"
+    )
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_an_override_of_a_path_starts_from_the_current_folder(tmp_path, monkeypa
 @pytest.mark.parametrize("name", recipes.names())
 def test_ready_recipes_are_valid_and_small(tmp_path, name):
     files = recipes.copy(name, tmp_path / name)
-    assert {"recipe.yaml", "README.md", "README.zh.md"} <= {path.name for path in files}
+    assert {"recipe.yaml", "guide.md", "guide.zh.md"} <= {path.name for path in files}
     for path in (tmp_path / name).glob("*.yaml"):
         dataset = load_dataset(load(path))
         assert dataset.train and dataset.eval

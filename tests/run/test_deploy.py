@@ -41,6 +41,11 @@ def test_the_merged_model_is_the_adapted_one(run, tmp_path):
     assert run.read_json("metrics.json")["merge"]["tokens_compared"] > 0
 
 
+def test_a_copy_in_half_precision_keeps_what_no_file_holds(run, tmp_path):
+    """Rotary frequencies are float32 in a model that is read as bfloat16; a plain `.to` would round them."""
+    assert merge(run, tmp_path / "merged", dtype="bf16")["dtype"] == "bfloat16"
+
+
 def test_a_classifier_is_merged_with_its_head(tmp_path, tiny):
     run, _ = train_one(tmp_path, tiny, REVIEWS, task="seq_cls", train=FEW)
     report = merge(run, tmp_path / "merged")

@@ -12,6 +12,7 @@ import time
 import pytest
 import yaml
 
+from peft_run import cli
 from peft_run.config import load
 from peft_run.console import silent
 from peft_run.errors import Interrupted, RunError, UsageError
@@ -129,6 +130,39 @@ def test_a_damaged_checkpoint_is_passed_over_and_changed_data_refused(recipe, tm
     console = silent()
     assert train(run, loaded, console, resume=True)["steps"] == STEPS
     assert "checkpoint-17 is damaged" in console.warnings[0]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(recipe, monkeypatch):
+    """Also its log: what the first attempt wrote is not the second's."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self, event):
+        if event["step"] == 3:
+            raise Killed
+
+    loaded = load(recipe, ["train.save_every=7", "train.eval_every=5"])
+    run = Run.create(loaded)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "step", kill)
+        with pytest.raises(Killed):
+            train(run, loaded)
+    train(run, loaded, resume=True)
+    assert [event["step"] for event in run.events() if "loss" in event] == list(range(1, STEPS + 1))
+
+
+def test_a_resumed_recipe_takes_its_newest_unfinished_run(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    loaded = load(recipe, ["train.steps=2"])
+    run = Run.create(loaded, given=recipe)
+    assert cli.main(["train", "--resume", "recipe.yaml", "-q"]) == 2  # of 40 steps
+    assert "train.steps" in capsys.readouterr().err
+    assert cli.main(["train", "-q", "--train.steps", "2", "--resume", "recipe.yaml"]) == 0
+    assert run.trained and len(list(run.path.parent.glob("2*"))) == 1
+    run.status(state="failed", stage="evaluate")  # what became of a later stage does not matter
+    assert cli.main(["train", "--resume", str(run.path), "-q"]) == 2
+    assert "finished" in capsys.readouterr().err
 
 
 def test_two_processes_cannot_work_on_one_run(recipe):

@@ -6,12 +6,16 @@ A difference between two runs is judged on the samples that both have answered.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from peft_run.errors import UsageError
+from peft_run.errors import RunError, UsageError
 from peft_run.evaluate import report
 from peft_run.evaluate.results import SHOWN, number, versus
 from peft_run.metrics.table import METRICS
@@ -32,16 +36,38 @@ class Entry:
         self.rows: list[dict[str, Any]] = []
         self.arrays: dict[str, np.ndarray] = {}
         if self.result:
-            text = (run / report.SAMPLES).read_text(encoding="utf-8")
-            self.rows = [json.loads(line) for line in text.split("\n") if line]
-            with np.load(run / report.NUMBERS) as file:
-                self.arrays = dict(file)
+            self.rows, self.arrays = read_rows(run / report.SAMPLES), read_arrays(run / report.NUMBERS)
         self.places = {key: i for i, key in enumerate(keys_of(self.rows))}
 
     def facts(self) -> dict[str, Any]:
         trained = self.metrics.get("train", {})
         size = sum(file.stat().st_size for file in self.run.path.glob("*.safetensors"))
         return {name: trained.get(name) for name in FACTS} | {"file_mb": round(size / 1e6, 2)}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The judged samples. Raises RunError where the file is damaged or gone."""
+    with whole(path):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if not all(isinstance(row, dict) and "key" in row for row in rows):
+            raise ValueError("a line is no judged sample")
+        return rows
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of the judged samples, by side and measure. Raises RunError where the file is damaged or gone."""
+    with whole(path), np.load(path) as file:
+        return dict(file)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """What goes wrong in reading a file of an evaluation, as an error that says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise RunError("compare.damaged", path=path, problem=problem, run=path.parent) from error
 
 
 def compare(runs: Sequence[Run]) -> dict[str, Any]:

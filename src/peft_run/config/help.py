@@ -142,6 +142,10 @@ HELP: dict[str, tuple[str, str]] = {
     "train.early_stop.min_change": ("a fall of the loss that counts as progress", "算作进步的最小下降量"),
     "train.seed": ("of the start, the order and the dropout", "初始化、顺序与 dropout 的随机种子"),
     "train.threads": ("CPU threads; default: torch's choice", "CPU 线程数；默认由 torch 决定"),
+    "train.shard": (
+        "training in several processes (`peft train --launcher`): split the frozen base over them by FSDP2, rather than keep a copy in each",
+        "多进程训练（`peft train --launcher`）时，用 FSDP2 把冻结的基座分片存放，而不是每个进程一份",
+    ),
     "train.max_memory": (
         "what the run may use, such as 7GiB; `peft plan` checks it",
         "允许使用的内存，例如 7GiB；由 `peft plan` 检查",

@@ -128,6 +128,7 @@ class Train(Section):
     early_stop: EarlyStop | None = None
     seed: int = 42
     threads: Positive | None = None
+    shard: bool = False
     max_memory: str | None = None
 
 

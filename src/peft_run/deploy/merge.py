@@ -13,6 +13,7 @@ from peft_run.errors import RunError, UsageError
 from peft_run.files import new_folder, write_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from peft_run.run import Run
@@ -69,7 +70,7 @@ def write(model: nn.Module, tuned: artefact.Tuned, out: Path, dtype: str | None)
 
     number_format = base.dtype_named(base.DTYPES[dtype] if dtype else tuned.info["dtype"])
     rows = probe.prompts(tuned)
-    model = model.to(number_format)
+    cast(model, number_format)
     expected = probe.logits(model, rows)
     tokens = probe.greedy(model, rows, tuned.stop_ids) if model.can_generate() else []
     if tuned.stop_ids and model.generation_config is not None:
@@ -84,6 +85,13 @@ def write(model: nn.Module, tuned: artefact.Tuned, out: Path, dtype: str | None)
         if difference or (tokens and probe.greedy(again, rows, tuned.stop_ids) != tokens):
             raise RunError("deploy.not_the_same", difference=f"{difference:.2g}", limit=0)
     return {"dtype": str(number_format).removeprefix("torch."), "tokens_compared": sum(map(len, tokens))}
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """What a file holds, in another number format. Rotary frequencies and the like stay as they are computed."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
 
 
 def check_free(out: Path) -> None:

@@ -11,6 +11,10 @@ TABLE = {
         "en": "{run} has not been evaluated; `peft evaluate` does it.",
         "zh": "{run} 尚未评测；请运行 `peft evaluate`。",
     },
+    "compare.damaged": {
+        "en": "{path} is damaged or gone ({problem}); `peft evaluate {run}` writes it again.",
+        "zh": "{path} 已损坏或丢失（{problem}）；运行 `peft evaluate {run}` 可重新生成。",
+    },
     "compare.against": {"en": "against {run}", "zh": "与 {run} 相比"},
     "compare.training": {"en": "Training", "zh": "训练"},
     "compare.recipes": {"en": "What the recipes differ in", "zh": "配方的不同之处"},

@@ -32,6 +32,10 @@ TABLE = {
         "en": "{path} is damaged ({problem}); an older checkpoint is taken",
         "zh": "{path} 已损坏（{problem}）；改用更早的检查点",
     },
+    "train.not_saved": {
+        "en": "{path} cannot be written: {problem}. Make room or choose another output.dir; older checkpoints are whole.",
+        "zh": "无法写入 {path}：{problem}。请腾出空间或更换 output.dir；更早的检查点仍完整。",
+    },
     "train.saved": {
         "en": "Saved the adapter of step {step} to {path} ({seconds:.0f} s)",
         "zh": "已将第 {step} 步的适配器保存到 {path}（{seconds:.0f} 秒）",
@@ -76,6 +80,12 @@ TABLE = {
     "train.no_recipe": {
         "en": "give a recipe, `peft train recipe.yaml`, or a run to go on with, `peft train --resume RUN`.",
         "zh": "请给出配方：`peft train recipe.yaml`，或要继续的运行：`peft train --resume RUN`。",
+    },
+    "train.recipe_differs": {
+        "en": "the unfinished run {path} has another recipe ({fields}). To go on with it as it was: `peft train --resume {path}`; "
+        "to start anew, leave --resume out.",
+        "zh": "未完成的运行 {path} 使用了不同的配方（{fields}）。按原配方继续：`peft train --resume {path}`；"
+        "重新开始：去掉 --resume。",
     },
     "train.nothing_to_resume": {
         "en": "no interrupted run of this recipe in {path}; a new one begins",

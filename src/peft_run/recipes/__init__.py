@@ -33,7 +33,7 @@ def about(name: str, language: str) -> str:
 
 
 def guide(name: str, language: str) -> str:
-    file = find(name) / ("README.zh.md" if language == "zh" else "README.md")
+    file = find(name) / ("guide.zh.md" if language == "zh" else "guide.md")
     return file.read_text(encoding="utf-8")
 
 

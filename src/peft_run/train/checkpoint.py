@@ -15,8 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from peft_run.errors import RunError
 from peft_run.files import new_folder, read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -29,13 +31,16 @@ TRAINED, OPTIMIZER, STATE, MANIFEST = "trained.safetensors", "optimizer.safetens
 
 
 def save(run: Run, step: int, trained: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor], state: Any) -> Path:
-    """Write the checkpoint of a step; it is there whole or not at all."""
+    """Write the checkpoint of a step; it is there whole or not at all. RunError where the disk refuses."""
     folder = run / f"checkpoint-{step}"
-    with new_folder(folder) as beside:
-        save_file(plain(trained), beside / TRAINED)
-        save_file(plain(optimizer), beside / OPTIMIZER)
-        write_json(beside / STATE, state)
-        write_json(beside / MANIFEST, {name: sha256(beside / name) for name in (TRAINED, OPTIMIZER, STATE)})
+    try:
+        with new_folder(folder) as beside:
+            save_file(plain(trained), beside / TRAINED)
+            save_file(plain(optimizer), beside / OPTIMIZER)
+            write_json(beside / STATE, state)
+            write_json(beside / MANIFEST, {name: sha256(beside / name) for name in (TRAINED, OPTIMIZER, STATE)})
+    except (OSError, SafetensorError) as error:
+        raise RunError("train.not_saved", path=folder, problem=error) from error
     return folder
 
 

@@ -19,6 +19,7 @@ import torch
 from peft_run.train import checkpoint, optimizer, schedules, sentinel
 from peft_run.train.adapter import trained
 from peft_run.train.sampler import Sampler, by_length
+from peft_run.train.world import World
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,9 +64,11 @@ class Loop:
         dtype: torch.dtype,
         added: dict[str, torch.Tensor],
         console: Console,
+        world: World | None = None,
     ) -> None:
         self.run, self.recipe, self.task, self.model, self.console = run, recipe, task, model, console
         self.items, self.held_out = items, held_out
+        self.world = world or World()
         self.device = next(model.parameters()).device
         settings = recipe.train
         self.sampler = Sampler(
@@ -89,7 +92,7 @@ class Loop:
 
     def go(self, progress: Progress, interrupted: Callable[[], bool]) -> bool:
         """Train to the end. False: the user stopped it, and a checkpoint holds all there is."""
-        state = self.state
+        state, interrupted = self.state, self.world.agreed(interrupted)
         self.started, self.tokens_before = time.monotonic(), state.tokens
         while state.step < self.total and not state.early:
             if state.evaluated:
@@ -120,23 +123,26 @@ class Loop:
         """One optimizer step. The loss is the mean over all units of all its batches."""
         state, settings = self.state, self.recipe.train
         begin = time.monotonic()
-        seed_everything(settings.seed, state.step)
-        batches = [self.batch(self.items, numbers) for numbers in self.sampler.batches(state.step)]
-        units = sum(batch["units"] for batch in batches)
+        world = self.world
+        seed_everything(settings.seed, state.step, world.rank)
+        parts = [world.part(numbers) for numbers in self.sampler.batches(state.step)]
+        batches = [(self.batch(self.items, numbers), counts) for numbers, counts in parts]
+        units, tokens = world.total(*(sum(b[name] * counts for b, counts in batches) for name in ("units", "tokens")))
         rate = optimizer.rate(state.step, self.total, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
         loss = 0.0
-        for batch in batches:
-            part = self.task.loss(self.model, batch) / units
-            value = part.item()
+        for batch, counts in batches:
+            part = self.task.loss(self.model, batch) / units * counts
+            (value,) = world.total(part.item())
             again = partial(self.task.loss, self.model, batch)
             sentinel.check_loss(value, state.step + 1, self.model, again)
             self.scaler.scale(part).backward()
             loss += value
         if (penalty := schedules.penalty(self.model)) is not None:
-            self.scaler.scale(penalty).backward()
+            self.scaler.scale(penalty / world.size).backward()
+        world.add_gradients(self.parameters.values())
         self.scaler.unscale_(self.optimizer)
         if self.first:
             sentinel.check_first_step(loss, self.model, self.console)
@@ -147,7 +153,7 @@ class Loop:
         schedules.after_step(self.model, state.step)
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
-        state.tokens += sum(batch["tokens"] for batch in batches)
+        state.tokens += int(tokens)
         event = self.event(loss=loss, lr=rate, grad_norm=norm, seconds=time.monotonic() - begin)
         if state.step % self.recipe.track.log_every == 0 or state.step in (1, self.total):
             self.run.log(**event)
@@ -178,7 +184,8 @@ class Loop:
         if not self.held_out:
             state.evaluated = True
             return False
-        measures = score(self.task, self.model, self.held_out, self.recipe.eval.batch, self.batch, interrupted)
+        size = self.recipe.eval.batch
+        measures = score(self.task, self.model, self.held_out, size, self.batch, interrupted, self.world)
         value = measures[self.task.better]
         settings = self.recipe.train.early_stop
         least = settings.min_change if settings is not None else 0.0
@@ -197,6 +204,8 @@ class Loop:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        if not self.world.main:
+            return
         state = self.state
         if self.scaler.is_enabled():
             state.scaler = self.scaler.state_dict()
@@ -206,9 +215,13 @@ class Loop:
         always = [state.best_step] if state.best_step is not None and self.recipe.train.keep == "best" else []
         checkpoint.prune(self.run, self.recipe.train.save_total_limit, always)
 
-    def resume(self, folder: Path) -> None:
-        """Go back to a checkpoint, bit for bit."""
-        tensors, of_optimizer, state = checkpoint.load(folder)
+    def resume(self, folder: Path | None) -> bool:
+        """Go back to a checkpoint, bit for bit: the one that the first process has found. Whether there is one."""
+        found = self.world.share(checkpoint.load(folder) if folder is not None else None)
+        if found is None:  # it ended before the first one was whole
+            self.run.cut_log(0)
+            return False
+        tensors, of_optimizer, state = found
         values = state.pop("optimizer")
         self.put(tensors)
         schedules.restore(self.model, tensors)
@@ -217,6 +230,7 @@ class Loop:
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
         self.run.cut_log(self.state.step)
+        return True
 
     @torch.no_grad()
     def put(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -228,7 +242,8 @@ class Loop:
         """Put the best adapter into the model, where the recipe wants it; its step."""
         state = self.state
         if self.recipe.train.keep == "best" and state.best_step not in (None, state.step):
-            self.put(checkpoint.load_trained(self.run / f"checkpoint-{state.best_step}"))
+            folder = self.run / f"checkpoint-{state.best_step}"
+            self.put(self.world.share(checkpoint.load_trained(folder) if self.world.main else None))
             return state.best_step
         return state.step
 
@@ -239,18 +254,20 @@ def score(
     items: Sequence[Any],
     size: int,
     batch_of: Callable[[Sequence[Any], Sequence[int]], Batch],
-    interrupted: Callable[[], bool] = lambda: False,
+    interrupted: Callable[[], bool],
+    world: World,
 ) -> dict[str, float]:
-    """The task's measures over all items."""
+    """The task's measures over all items, of which each process sees its share."""
     sums: dict[str, float] = {}
     model.eval()
     for numbers in by_length([item.length for item in items], size):
         if interrupted():
             raise Stopped
         with torch.no_grad():  # not inference_mode: what the library keeps for later must be usable in training
-            for name, value in task.score(model, batch_of(items, numbers)).items():
-                sums[name] = sums.get(name, 0) + value
-    return task.summary(sums)
+            own, counts = world.part(numbers)
+            for name, value in task.score(model, batch_of(items, own)).items():
+                sums[name] = sums.get(name, 0) + value * counts
+    return task.summary(dict(zip(sums, world.total(*sums.values()))))
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
@@ -264,9 +281,12 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return {name: move(value) for name, value in batch.items()}
 
 
-def seed_everything(seed: int, step: int) -> None:
-    """Every step begins its random numbers anew, so that no generator's state has to be kept."""
-    mixed = random.Random(f"{seed}-{step}").getrandbits(63)
+def seed_everything(seed: int, step: int, rank: int = 0) -> None:
+    """Every step begins its random numbers anew, so that no generator's state has to be kept.
+
+    Processes that train together draw different ones; the first draws those of a process alone.
+    """
+    mixed = random.Random(f"{seed}-{step}" + (f"-{rank}" if rank else "")).getrandbits(63)
     random.seed(mixed)
     torch.manual_seed(mixed)
     if "numpy" in sys.modules:

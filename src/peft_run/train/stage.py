@@ -18,6 +18,7 @@ from peft_run.interruption import interruption
 from peft_run.packages import require
 from peft_run.report import write_report
 from peft_run.run import Run
+from peft_run.train.world import World, wants_shards
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +33,17 @@ KERNELS = "64"
 
 
 def train(
-    run: Run, recipe: Recipe, console: Console | None = None, *, resume: bool = False, force: bool = False
+    run: Run,
+    recipe: Recipe,
+    console: Console | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Train, and leave the adapter with all that belongs to it in the run. The measures, as in metrics.json.
+
+    world: the processes that train together; then all call this with the same recipe, and the first one writes the run.
 
     Raises Interrupted after Ctrl-C: the run then holds a checkpoint, and `resume=True` goes on from it. Raises
     DoesNotFit before the weights are loaded where the memory's plan says so, unless `force` is given.
@@ -44,10 +53,10 @@ def train(
     for package in ("transformers", "rich"):
         require(package, extra="run")
     with run.working("train"):
-        return work(run, recipe, console, resume, force)
+        return work(run, recipe, console, resume, force, world or World())
 
 
-def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool) -> dict[str, Any]:
+def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool, world: World) -> dict[str, Any]:
     from peft_run.plan.check import check
     from peft_run.train import checkpoint
     from peft_run.train.loop import Loop
@@ -63,14 +72,17 @@ def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool) 
     task = make_task(recipe, dataset.labels)
     items = task.encode_all(dataset.train, console)
     held_out = task.encode_all(dataset.eval, console, training=False)
-    if not force:
+    if not force and world.size == 1:  # the plan is that of one process with the whole base
         check(recipe, task, items, held_out, console)
     model, dtype, added = make_model(run, recipe, task, len(items), console, resume)
     record(run, recipe, dataset, dtype, resume)
+    shards = world.size > 1 and wants_shards(recipe)
+    described = artefact.describe_base(model) if shards else None
+    if world.size > 1:
+        gather(model, world, shards, console)
     task.prepare(model)
-    loop = Loop(run, recipe, task, model, items, held_out, dtype=dtype, added=added, console=console)
-    if resume and (folder := checkpoint.newest(run, console)) is not None:
-        loop.resume(folder)
+    loop = Loop(run, recipe, task, model, items, held_out, dtype=dtype, added=added, console=console, world=world)
+    if resume and loop.resume(checkpoint.newest(run, console) if world.main else None):
         console("train.resumed", step=loop.state.step)
     elif resume:  # stopped before its first checkpoint: it begins again, and so does its log
         run.cut_log(0)
@@ -80,8 +92,20 @@ def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool) 
     if not finished:
         raise Interrupted("train.interrupted", step=loop.state.step, path=run.path)
     step = loop.take_best()
-    artefact.save(run, recipe, model, task, dtype, step)
-    return finish(run, loop, step, time.monotonic() - start, console)
+    if not world.same(loop.parameters):
+        raise RunError("world.differ")
+    result: dict[str, Any] = {}
+    if world.main:
+        artefact.save(run, recipe, model, task, dtype, step, described)
+        result = finish(run, loop, step, time.monotonic() - start, console)
+    return world.share(result)
+
+
+def gather(model: nn.Module, world: World, shards: bool, console: Console) -> None:
+    """Make one model of the processes' models."""
+    console("world.together", size=world.size, base=console.text("world.sharded" if shards else "world.copied"))
+    if shards:
+        world.shard(model)
 
 
 def make_task(recipe: Recipe, labels: list[str]) -> Task:
@@ -183,6 +207,7 @@ def finish(run: Run, loop: Loop, step: int, seconds: float, console: Console) ->
         "tokens_per_second": next((e["tokens_per_second"] for e in reversed(events) if "loss" in e), None),
         "peak_memory_mb": round(peak_memory(loop.device) / 1e6, 1),
         "trainable": sum(parameter.numel() for parameter in loop.parameters.values()),
+        "processes": loop.world.size,
         "seconds": round(seconds, 1),
         "warnings": console.warnings,
     }
