@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 from peft_run.serve.api import make_app
-from peft_run.serve.service import Limits, Service
+from peft_run.serve.service import Generator, Limits
 
 KEY = "secret"
 
@@ -29,7 +29,7 @@ def make_service(tiny, adapters, **limits):
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     settings = {"slots": 4, "queue": 8, "tokens": 256, "key": KEY, "folder": adapters, **limits}
-    service = Service("tiny", model, AutoTokenizer.from_pretrained(tiny), Limits(**settings))
+    service = Generator("tiny", model, AutoTokenizer.from_pretrained(tiny), Limits(**settings))
     for name in ADAPTERS:
         service.offer(name, adapters / name)
     return service
