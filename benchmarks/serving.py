@@ -188,7 +188,7 @@ class Server:
 def ask(server: Server, request: dict, model: str | None = None) -> dict:
     """One request as a stream: its text, tokens and times."""
     body = {"model": model or request["adapter"], "prompt": request["prompt"], "max_tokens": request["tokens"]}
-    body |= {"temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    body |= {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
     asked, first, text, usage = time.perf_counter(), None, "", None
     connection = HTTPConnection("127.0.0.1", server.port, timeout=600)
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})

@@ -49,6 +49,7 @@ def main() -> None:
     for name in names[1:]:
         model.load_adapter(plan["adapters"][name], adapter_name=name)
     model.eval()
+    model.generation_config.eos_token_id = None  # all answers are as long as asked for
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     work = {"switch": switch, "mixed": mixed}[how]
     clients = plan["clients"]

@@ -229,7 +229,7 @@ def add_generation_routes(app: FastAPI, service: Generator) -> None:
                     Sampling(asked.temperature, asked.top_p, seed),
                     max_tokens=room,
                     adapter=adapter,
-                    stop_ids=stop_ids,
+                    stop_ids=[] if asked.ignore_eos else stop_ids,
                     stops=asked.stops(),
                     logprobs=logprobs,
                 )

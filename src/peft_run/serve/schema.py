@@ -48,6 +48,7 @@ class Asked(Strict):
     n: Annotated[int, Field(ge=1, le=16)] = 1
     seed: Annotated[int, Field(ge=-SEED, lt=SEED)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    ignore_eos: bool = False  # go on behind the tokens that end an answer: vLLM's field, for measurements
     stream: bool = False
     stream_options: StreamOptions | None = None
     presence_penalty: Literal[0] = 0
