@@ -93,7 +93,7 @@ class Server:
         self.process.wait()
         self.process.stderr.close()
 
-    def wait(self, seconds: float = 60):
+    def wait(self, seconds: float = 240):
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self.process.poll() is not None:
@@ -106,14 +106,14 @@ class Server:
 
     def get(self, path, **headers):
         request = urllib.request.Request(self.url + path, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.read().decode()
 
     def post(self, path, body, **headers):
         """The answer as JSON. Raises HTTPError."""
         headers = {"content-type": "application/json", **headers}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             text = answer.read().decode()
         return json.loads(text) if text.startswith("{") else text
 
@@ -131,7 +131,7 @@ class Server:
         lines = [line.split() for line in self.get("/metrics").splitlines()]
         return next((float(line[1]) for line in lines if line[0] == f"peft_{name}"), 0.0)
 
-    def until(self, condition, seconds: float = 20) -> bool:
+    def until(self, condition, seconds: float = 60) -> bool:
         """Whether it came true in time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
