@@ -89,7 +89,9 @@ def test_a_stream_says_what_the_whole_answer_says(client):
         assert "".join(p["delta"]["content"] for p in mine) == choice["message"]["content"]
         assert mine[0]["delta"]["role"] == "assistant"
         assert [p["finish_reason"] for p in mine if p["finish_reason"]] == [choice["finish_reason"]]
-        for row in choice["logprobs"]["content"]:
+        rows = [row for p in mine for row in p["logprobs"]["content"]]
+        assert [row["token"] for row in rows] == [row["token"] for row in choice["logprobs"]["content"]]
+        for row in rows:
             assert row["logprob"] <= row["top_logprobs"][0]["logprob"] <= 0
     assert whole["choices"][0]["message"] != whole["choices"][1]["message"]
     assert client.post("/v1/chat/completions", json=asked).json()["choices"] == whole["choices"]

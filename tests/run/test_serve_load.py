@@ -76,8 +76,9 @@ def test_nobody_gets_anothers_answer(tiny, folder, seconds):
             try:
                 while not stop.is_set():
                     at = rng.randrange(len(asked))
-                    if not same(ask(server, asked[at], stream=rng.random() < 0.5), alone[at]):
-                        wrong.append(asked[at])
+                    stream = rng.random() < 0.5
+                    if not same(found := ask(server, asked[at], stream), alone[at]):
+                        wrong.append((asked[at], stream, found, alone[at]))
                     answered.append(1)
             except Exception as error:
                 wrong.append(error)

@@ -134,7 +134,7 @@ class Running:
             while True:
                 events = []
                 for index, piece in arrived:
-                    if piece.text or piece.finish or index not in begun:
+                    if piece.text or piece.finish or self.shape.logprobs or index not in begun:
                         events.append(event(self.shape.part(index, piece, index not in begun)))
                         begun.add(index)
                 if events:
