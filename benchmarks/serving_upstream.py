@@ -3,7 +3,8 @@
     python serving_upstream.py switch|mixed FOLDER
 
 FOLDER/plan.json: model, adapters {name: path}, clients, requests [{prompt, adapter, tokens}]. Prints a line of JSON:
-seconds, and for each request its tokens, when its client could ask ("asked"), its first token ("first") and its end.
+seconds, by the clock and ("computed") of processor time, and for each request its tokens, when its client could ask
+("asked"), its first token ("first") and its end.
 
 switch: one request after the other, `set_adapter` before each. mixed: as many as there are clients in one batch, padded
 on the left, with `adapter_names`; the batch ends with its longest answer.
@@ -54,11 +55,11 @@ def main() -> None:
     work = {"switch": switch, "mixed": mixed}[how]
     clients = plan["clients"]
     work(model, plan["requests"][:clients], clients, padding)  # warm
-    start = time.perf_counter()
+    start, computed = time.perf_counter(), time.process_time()
     rows = work(model, plan["requests"], clients, padding)
-    seconds = time.perf_counter() - start
+    seconds, computed = time.perf_counter() - start, time.process_time() - computed
     rows = [{**row, **{k: row[k] - start for k in ("asked", "first", "end")}} for row in rows]
-    print("RESULT " + json.dumps({"seconds": seconds, "requests": rows}))
+    print("RESULT " + json.dumps({"seconds": seconds, "computed": computed, "requests": rows}))
 
 
 @torch.inference_mode()

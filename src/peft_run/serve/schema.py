@@ -17,7 +17,7 @@ Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Part(Strict):
