@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 from peft_run.serve.api import make_app
-from peft_run.serve.service import Limits, Service
+from peft_run.serve.service import Generator, Limits
 
 KEY = "secret"
 
@@ -29,7 +29,7 @@ def make_service(tiny, adapters, **limits):
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     settings = {"slots": 4, "queue": 8, "tokens": 256, "key": KEY, "folder": adapters, **limits}
-    service = Service("tiny", model, AutoTokenizer.from_pretrained(tiny), Limits(**settings))
+    service = Generator("tiny", model, AutoTokenizer.from_pretrained(tiny), Limits(**settings))
     for name in ADAPTERS:
         service.offer(name, adapters / name)
     return service
@@ -89,7 +89,9 @@ def test_a_stream_says_what_the_whole_answer_says(client):
         assert "".join(p["delta"]["content"] for p in mine) == choice["message"]["content"]
         assert mine[0]["delta"]["role"] == "assistant"
         assert [p["finish_reason"] for p in mine if p["finish_reason"]] == [choice["finish_reason"]]
-        for row in choice["logprobs"]["content"]:
+        rows = [row for p in mine for row in p["logprobs"]["content"]]
+        assert [row["token"] for row in rows] == [row["token"] for row in choice["logprobs"]["content"]]
+        for row in rows:
             assert row["logprob"] <= row["top_logprobs"][0]["logprob"] <= 0
     assert whole["choices"][0]["message"] != whole["choices"][1]["message"]
     assert client.post("/v1/chat/completions", json=asked).json()["choices"] == whole["choices"]

@@ -1,5 +1,6 @@
 """Continuous batching: every answer is the one that the request would get alone."""
 
+import functools
 import random
 import time
 
@@ -9,9 +10,10 @@ from serving import ADAPTERS, Collect, finish, make_adapter, make_adapters
 
 from peft_run.serve.adapters import AdapterRefused, Adapters, NoRoom, UnknownAdapter, inspect
 from peft_run.serve.cache import SlotCache
-from peft_run.serve.engine import Busy, Engine, Request
+from peft_run.serve.engine import Engine, Request
 from peft_run.serve.sampling import Sampling, choose
 from peft_run.serve.text import Text
+from peft_run.serve.worker import Busy
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +53,26 @@ def requests_of(seed, count):
         }
 
 
-def alone(world, settings):
-    """The request through the plain library: no batch, no cache of ours, the whole text read anew for each token."""
+@functools.lru_cache(maxsize=16)
+def through_the_library(base, folder):
     from transformers import AutoModelForCausalLM
 
     from peft import PeftModel
 
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return (model if folder is None else PeftModel.from_pretrained(model, folder)).eval()
+
+
+def alone(world, settings):
+    """The request through the plain library: no batch, no cache of ours, the whole text read anew for each token."""
     shared, tokenizer, folders = world
-    model = AutoModelForCausalLM.from_pretrained(shared.name_or_path, dtype=torch.float32)
-    if settings["adapter"]:
-        model = PeftModel.from_pretrained(model, folders[settings["adapter"]])
-    model.eval()
+    model = through_the_library(shared.name_or_path, folders[settings["adapter"]] if settings["adapter"] else None)
     generator, tokens = settings["sampling"].generator(), list(settings["prompt"])
     answer, text = [], Text(tokenizer, settings["stops"])
     while len(answer) < settings["max_tokens"] and not text.stopped:
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([tokens])).logits[0, -1]
-        token = choose(logits, settings["sampling"], generator, None).token
+        token = choose(logits, int(logits.argmax()), settings["sampling"], generator, None).token
         if token in settings["stop_ids"]:
             break
         answer.append(token)
@@ -237,12 +242,8 @@ def test_text_comes_whole_and_stop_strings_never_show(world):
 
 
 def test_slots_reuse_columns_and_clean_what_others_left():
-    from transformers.cache_utils import DynamicCache
-
     def prompt(length, value):
-        cache = DynamicCache()
-        cache.update(torch.full((1, 2, length, 4), value), torch.full((1, 2, length, 4), value), 0)
-        return cache
+        return [(torch.full((2, length, 4), value), torch.full((2, length, 4), value))]
 
     slots = SlotCache(2)
     slots.join(prompt(3, float("nan")))
@@ -264,3 +265,144 @@ def test_slots_reuse_columns_and_clean_what_others_left():
         if slots.lengths[0] > 8:
             slots.lengths[0] = 8
     assert slots.size == size
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+def test_prompts_read_together_or_from_shared_beginnings_are_answered_as_alone(world, adapters, budget, monkeypatch):
+    from peft_run.serve import engine as engines
+
+    monkeypatch.setattr(engines, "PIECE", 100)  # long prompts take several pieces, short ones share one
+    engine = Engine(adapters, world[1], slots=8, queue=100, prefixes=budget)
+    rng, begin = random.Random(5), [random.Random(4).randrange(3, 250) for _ in range(70)]
+    asked = []
+    for settings in requests_of(7, 20):
+        shared = rng.choice([0, 30, 40, 70])
+        own = [rng.randrange(3, 250) for _ in range(rng.choice([1, 2, 11, 60]))]
+        asked.append(({**settings, "prompt": begin[:shared] + own, "max_tokens": 6}, Collect()))
+    for i, (settings, sink) in enumerate(asked):
+        engine.waiting.append(Request(**settings, sink=sink))
+        if i in (4, 12, 19):
+            with torch.inference_mode():
+                while engine.waiting or engine.reading or engine.running:
+                    engine.step()
+    for settings, sink in asked:
+        assert sink.error is None and sink.tokens == alone(world, settings)
+    values = engine.metrics.values
+    whole = sum(len(settings["prompt"]) for settings, _ in asked)
+    assert values["prompt_forwards_total"] < len(asked)
+    assert values["prompt_tokens_total"] + engine.prefixes.found == whole
+    assert (engine.prefixes.found > 100) == bool(budget) and engine.prefixes.nbytes <= budget
+
+
+def test_a_replaced_adapter_finds_nothing_of_the_old_ones_prefix(world, adapters, tmp_path):
+    model, tokenizer, folders = world
+    engine = Engine(adapters, tokenizer, prefixes=1 << 20)
+    settings = {"prompt": list(range(3, 103)), "max_tokens": 8, "adapter": "one"}
+    plain = {"sampling": Sampling(), "stop_ids": (), "stops": (), **settings}
+    answers = []
+    for seed in (None, None, 77, 77):
+        if seed is not None:
+            adapters.add(inspect("one", make_adapter(model.name_or_path, tmp_path / "new", seed=seed), 4))
+        sink = Collect()
+        engine.waiting.append(Request(**settings, sink=sink))
+        with torch.inference_mode():
+            while engine.waiting or engine.reading or engine.running:
+                engine.step()
+        answers.append(sink.tokens)
+    found = engine.prefixes.found
+    assert found == 2 * 96  # the second of each pair
+    assert answers[0] == answers[1] == alone(world, plain)
+    assert answers[2] == answers[3] == alone((model, tokenizer, {**folders, "one": tmp_path / "new"}), plain)
+
+
+def test_prefixes_stay_in_their_budget_and_forget_what_was_used_longest_ago():
+    from peft_run.serve.prefixes import BLOCK, Prefixes
+    from peft_run.serve.reading import length, nbytes
+
+    def past(tokens):
+        return [(torch.tensor(tokens, dtype=torch.float32)[None, :, None].repeat(2, 1, 4),) * 2 for _ in range(3)]
+
+    texts = [[i] * (3 * BLOCK) for i in range(3)]
+    prefixes = Prefixes(2 * nbytes(past(texts[0])))
+    prefixes.keep("d", texts[0], past(texts[0]))
+    prefixes.keep("d", texts[1], past(texts[1]))
+    assert length(prefixes.find("d", texts[0])) == 2 * BLOCK  # never the last token
+    assert length(prefixes.find("d", [*texts[0], 1])) == 3 * BLOCK and not prefixes.find("other", texts[0])
+    prefixes.keep("d", texts[2], past(texts[2]))
+    assert prefixes.nbytes <= prefixes.budget
+    assert length(prefixes.find("d", [*texts[0], 1])) == 3 * BLOCK and not prefixes.find("d", texts[1])
+    found = prefixes.find("d", [*texts[2], 1])
+    assert all(torch.equal(a, b) for one, other in zip(found, past(texts[2])) for a, b in zip(one, other))
+    small = Prefixes(nbytes(past(texts[0])) // 2)
+    small.keep("d", texts[0], past(texts[0]))
+    assert length(small.find("d", [*texts[0], 1])) == BLOCK and small.nbytes <= small.budget
+
+
+# -- prompt methods -------------------------------------------------------------------------------------------------
+
+
+def prompt_adapter(model, folder, config):
+    from transformers import AutoModelForCausalLM
+
+    from peft import get_peft_model
+
+    torch.manual_seed(11)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+    for parameter in tuned.prompt_encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(world, tmp_path_factory):
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    root, model = tmp_path_factory.mktemp("prompts"), world[0].name_or_path
+    size = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
+    configs = {
+        "tuning": PromptTuningConfig(**size),
+        "p": PromptEncoderConfig(encoder_hidden_size=16, **size),
+        "prefix": PrefixTuningConfig(**size),
+    }
+    return {name: prompt_adapter(model, root / name, config) for name, config in configs.items()}
+
+
+def test_prompt_methods_share_batches_with_layers(world, adapters, prompts):
+    model, tokenizer, folders = world
+    for name, folder in prompts.items():
+        adapters.learn(inspect(name, folder, 4))
+        assert adapters.known[name].virtual == 5
+    engine = Engine(adapters, tokenizer, slots=6, prefixes=1 << 20)
+    asked = []
+    for text in (list(range(3, 43)), [9, 8, 7], list(range(3, 43))):
+        for name in ("one", *prompts, None):  # layers are adapted already when the prompts are loaded
+            settings = {"prompt": text, "max_tokens": 8, "adapter": name, "sampling": Sampling()}
+            asked.append(({**settings, "stop_ids": (), "stops": ()}, Collect()))
+            engine.waiting.append(Request(**asked[-1][0], sink=asked[-1][1]))
+    with torch.inference_mode():
+        while engine.waiting or engine.reading or engine.running:
+            engine.step()
+    everywhere = (model, tokenizer, {**folders, **prompts})
+    for settings, sink in asked:
+        assert sink.error is None and sink.tokens == alone(everywhere, settings), settings["adapter"]
+    assert len({tuple(sink.tokens) for _, sink in asked[:5]}) == 5
+    assert engine.prefixes.found
+    entry = adapters.held["tuning"]
+    assert entry.nbytes == 5 * 2 * 2 * 2 * 8 * 4  # tokens, layers, keys and values, heads, dim, bytes
+
+
+def test_a_prompt_that_cannot_be_served_is_refused_when_it_is_loaded(world, adapters, prompts, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(prompts["tuning"], tmp_path / "bad")
+    tables = load_file(folder / "adapter_model.safetensors")
+    for wrong in (torch.full_like(tables["prompt_embeddings"], float("nan")), torch.zeros(5, 7)):
+        save_file({"prompt_embeddings": wrong}, folder / "adapter_model.safetensors")
+        with pytest.raises(AdapterRefused):
+            adapters.add(inspect("bad", folder, 4))
+    small = Adapters(world[0], budget=100)
+    with pytest.raises(AdapterRefused, match="than the 100"):
+        small.add(inspect("tuning", prompts["tuning"], 4))

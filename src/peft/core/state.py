@@ -149,24 +149,42 @@ class Call:
                 groups.setdefault(name, []).extend(range(i * times, (i + 1) * times))
         if len(groups) == 1 and len(next(iter(groups.values()))) == size:
             return next(iter(groups))
-        return MixedPlan({n: torch.tensor(rows, device=device) for n, rows in groups.items()})
+        return MixedPlan(groups, device)
 
 
 class MixedPlan:
-    """Rows of one batch by adapter: {name: row indices}, and what batched products need of it."""
+    """Rows of one batch by adapter, `rows` {name: row indices}, and what batched products need of it."""
 
-    def __init__(self, rows):
-        self.rows = rows
-        self.names = tuple(rows)
-        counts = [len(i) for i in rows.values()]
-        self.longest = max(counts, default=0)
-        self.even = len(set(counts)) == 1
+    def __init__(self, groups, device):
+        self.groups, self.device = groups, device
+        self.rows = {n: torch.tensor(rows, device=device) for n, rows in groups.items()}
+        self.names = tuple(groups)
+        self._layouts = {}
 
-    def slots(self, size, device):
-        """Row indices (adapters, longest), short groups padded by repeating a row, and the same as a flat index."""
-        if not hasattr(self, "_slots"):
-            padded = [torch.cat([i, i[:1].expand(self.longest - len(i))]) for i in self.rows.values()]
-            index = torch.stack(padded)
-            identity = index.numel() == size and bool((index.flatten() == torch.arange(size, device=device)).all())
-            self._slots = index, identity
-        return self._slots
+    def layout(self, names, size):
+        """The Layout of a product over `names`, which hold all of the plan's adapters, for an input of `size` rows."""
+        if (layout := self._layouts.get((names, size))) is None:
+            layout = self._layouts[names, size] = Layout(self.groups, names, size, self.device)
+        return layout
+
+
+class Layout:
+    """Where the rows of a batch stand in a batched product (adapters, rows of the adapter that has most, ...).
+
+    index     rows of the input in the order of the product, short groups padded by repeating a row; None: as they are
+    places    for each row with an adapter, its place among the product's rows
+    rows      those rows of the input; None: all, in order
+    """
+
+    def __init__(self, groups, names, size, device):
+        longest = max(map(len, groups.values()))
+        index, place_of = [], {}
+        for slot, name in enumerate(names):
+            own = groups.get(name, [])
+            place_of.update((row, slot * longest + i) for i, row in enumerate(own))
+            index += own + [own[0] if own else 0] * (longest - len(own))
+        rows = sorted(place_of)
+        in_order = index == list(range(size))
+        self.index = None if in_order else torch.tensor(index, device=device)
+        self.places = torch.tensor([place_of[row] for row in rows], device=device)
+        self.rows = None if len(rows) == size else torch.tensor(rows, device=device)

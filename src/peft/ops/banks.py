@@ -4,11 +4,14 @@ import torch
 
 from peft.ops.sources import Sources
 
+MOST = 4  # banks of a layer; a server that mixes ever new sets would otherwise keep a copy of each
+
 
 class Bank:
     """A (adapters, in, r) and s·B (adapters, r, out) of one layer and tuple of adapters, short ranks zero-padded."""
 
-    def __init__(self, layer, adapters, factors, dtype):
+    def __init__(self, layer, names, adapters, factors, dtype):
+        self.names, self.held = names, frozenset(names)
         rank = max(f.A.shape[0] for f in factors)
         scaling = layer.__dict__.get("scaling", {})
         W = layer.get_base_layer()._parameters  # factors may follow from it
@@ -22,38 +25,51 @@ class Bank:
 
 
 def of(layer, names, x):
-    """The bank of these adapters on a layer, or None where one of them is more than a pair of factors."""
-    key = (names, x.dtype)
-    bank = layer.banks.get(key)
-    if bank is not None and bank.sources.unchanged():
+    """A bank of these adapters on a layer, and maybe of others; None where one of them is more than a pair of factors.
+
+    A server's batches change by one adapter at a time. To stack all factors anew costs more than to multiply those of
+    a few adapters for nothing, so a bank serves every part of it that is at least half.
+    """
+    bank = _known(layer.banks, names, x.dtype)
+    if bank is not None:
         return bank
     adapters = [layer.adapters[n] for n in names]
     factors = [a.low_rank() for a in adapters]
     if any(f is None or f.row_scale is not None or f.dropout or not isinstance(f.s, float) for f in factors):
         return None
     factors = [f.absorbed() for f in factors]
-    if len(layer.banks) >= 4:  # a server that mixes ever new sets would otherwise keep a copy of each
-        layer.banks.clear()
-    layer.banks[key] = bank = Bank(layer, adapters, factors, x.dtype)
+    while len(layer.banks) >= MOST:
+        del layer.banks[next(iter(layer.banks))]  # the oldest
+    layer.banks[names, x.dtype] = bank = Bank(layer, names, adapters, factors, x.dtype)
     return bank
+
+
+def _known(banks, names, dtype):
+    """The smallest bank that holds these names, and is still right."""
+    found = banks.get((names, dtype))
+    if found is None:
+        wanted = set(names)
+        fitting = [b for (_, d), b in banks.items() if d is dtype and len(b.names) <= 2 * len(names)]
+        found = min((b for b in fitting if wanted <= b.held), key=lambda b: len(b.names), default=None)
+    if found is not None and not found.sources.unchanged():
+        del banks[found.names, dtype]
+        found = None
+    return found
 
 
 def add(y, x, bank, plan):
     """y += each row's own low-rank update, in place; x (rows, ..., in), y (rows, ..., out)."""
-    index, identity = plan.slots(x.shape[0], x.device)
-    slots, longest = index.shape
-    xs = x if identity else x[index.flatten()]
+    layout, slots = plan.layout(bank.names, x.shape[0]), len(bank.names)
+    xs = x if layout.index is None else x.index_select(0, layout.index)
     h = torch.bmm(xs.reshape(slots, -1, x.shape[-1]), bank.A)
-    if identity:
+    if layout.index is None:
         y.view(slots, -1, y.shape[-1]).baddbmm_(h, bank.B)
         if bank.bias is not None:
             y.view(slots, -1, y.shape[-1]).add_(bank.bias[:, None])
         return y
     update = torch.bmm(h, bank.B) if bank.bias is None else torch.baddbmm(bank.bias[:, None], h, bank.B)
-    update = update.view(slots, longest, *y.shape[1:])
-    for i, rows in enumerate(plan.rows.values()):
-        y.index_add_(0, rows, update[i, : len(rows)])
-    return y
+    update = update.view(-1, *y.shape[1:]).index_select(0, layout.places)
+    return y.add_(update) if layout.rows is None else y.index_add_(0, layout.rows, update)
 
 
 def _padded(t, rank, dim):

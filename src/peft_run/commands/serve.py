@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=4096, help="of prompt and answer together")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for one answer")
     parser.add_argument("--adapter-memory", type=int, metavar="MB", help="budget of all adapters in memory")
+    parser.add_argument("--prefix-memory", type=int, default=256, metavar="MB", help="for beginnings prompts share")
     parser.add_argument("--allow-runtime-lora", metavar="DIR", help="let clients load adapters from this folder")
     parser.add_argument("--state", metavar="FILE", help="remember what clients loaded, for the next start")
 
@@ -42,12 +43,14 @@ def main(args: argparse.Namespace) -> None:
     key = args.api_key or os.environ.get("PEFT_API_KEY") or None
     if key is None and args.host not in LOOPBACK:
         raise UsageError("serve.needs_key", host=args.host)
-    for option, value in (("--slots", args.slots), ("--queue", args.queue), ("--max-tokens", args.max_tokens)):
-        if value < 1:
-            raise UsageError("serve.bad_number", option=option, least=1)
+    counts = (("--slots", args.slots, 1), ("--queue", args.queue, 1), ("--max-tokens", args.max_tokens, 1))
+    for option, value, least in (*counts, ("--prefix-memory", args.prefix_memory, 0)):
+        if value < least:
+            raise UsageError("serve.bad_number", option=option, least=least)
     import uvicorn
 
     from peft_run.serve.api import DRAIN_SECONDS, make_app
+    from peft_run.serve.connections import Connection
     from peft_run.serve.start import make_service
 
     service = make_service(args, key)
@@ -58,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
         make_app(service),
         host=args.host,
         port=args.port,
-        http="h11",
+        http=Connection,
         ws="none",
         h11_max_incomplete_event_size=32 << 10,  # headers
         timeout_graceful_shutdown=int(DRAIN_SECONDS),

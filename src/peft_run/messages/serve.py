@@ -14,8 +14,8 @@ TABLE = {
         "zh": "无法提供适配器 `{name}`：{problem}",
     },
     "serve.larger_than_budget": {
-        "en": "adapter `{name}` takes {bytes:,} bytes, more than the budget of {budget:,} for all of them.",
-        "zh": "适配器 `{name}` 需要 {bytes:,} 字节，超过全部适配器的预算 {budget:,}。",
+        "en": "adapter `{name}` takes {bytes:,} bytes, more than the {budget:,} that an adapter may take here.",
+        "zh": "适配器 `{name}` 需要 {bytes:,} 字节，超过此处允许的 {budget:,}。",
     },
     "serve.no_room": {
         "en": "no memory for adapter `{name}`: those loaded are pinned or in use (budget {budget:,} bytes).",
@@ -26,8 +26,8 @@ TABLE = {
         "zh": "`{name}` 不能作为适配器名：只能用 1 到 64 个字符 A-Z a-z 0-9 . _ -",
     },
     "serve.name_taken": {
-        "en": "`{name}` is the base model's name.",
-        "zh": "`{name}` 是基础模型的名字。",
+        "en": "`{name}` is taken, or cannot name a model: 1 to 64 of the characters A-Z a-z 0-9 . _ -",
+        "zh": "`{name}` 已被占用，或不能作为模型名：只能用 1 到 64 个字符 A-Z a-z 0-9 . _ -",
     },
     "serve.no_adapter": {
         "en": "adapter `{name}`: there is no {file} at its path.",
@@ -50,8 +50,8 @@ TABLE = {
         "zh": "暂不能提供 {kind} 类模型：它们在词元之间保存的不只是键和值。",
     },
     "serve.other_task": {
-        "en": "adapter `{name}` was trained for the task {task}; this server generates text.",
-        "zh": "适配器 `{name}` 是为任务 {task} 训练的；本服务器只生成文本。",
+        "en": "adapter `{name}` was trained for the task {task} and writes no text; start the server with its run.",
+        "zh": "适配器 `{name}` 是为任务 {task} 训练的，不生成文本；请用它的训练运行启动服务器。",
     },
     "serve.other_tokenizer": {
         "en": "adapter `{name}` was trained with another tokenizer.",
@@ -104,6 +104,22 @@ TABLE = {
     "serve.ready": {
         "en": "{url}/v1 serves {models}. Ctrl-C stops it.",
         "zh": "{url}/v1 正在提供 {models}。按 Ctrl-C 停止。",
+    },
+    "serve.other_route": {
+        "en": "the model `{name}` answers {route}.",
+        "zh": "模型 `{name}` 只回答 {route}。",
+    },
+    "serve.not_answered": {
+        "en": "the text is longer than `{name}` can read.",
+        "zh": "文本超过 `{name}` 能读的长度。",
+    },
+    "serve.adapters_need_base": {
+        "en": "adapters need a base model that writes: say which with --base MODEL.",
+        "zh": "适配器需要一个能生成文本的基础模型：请用 --base 模型 指定。",
+    },
+    "serve.broken_json": {
+        "en": "adapter `{name}`: {file} is too large or is not what it should be.",
+        "zh": "适配器 `{name}`：{file} 过大或内容不正确。",
     },
     "serve.loaded_already": {
         "en": "adapter `{name}` is loaded already; load_inplace=true replaces it.",

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's, vLLM's two for adapters, and those for operators."""
+"""The routes: OpenAI's, vLLM's two for adapters, those for runs with an output layer, and those for operators."""
 
 from __future__ import annotations
 
@@ -17,12 +17,23 @@ from starlette.exceptions import HTTPException
 from peft_run.errors import RunError
 from peft_run.serve.adapters import AdapterRefused, NoRoom, UnknownAdapter
 from peft_run.serve.answers import Chat, Completion, Shape
-from peft_run.serve.engine import Busy, Closing
 from peft_run.serve.gate import Gate, error
+from peft_run.serve.heads import ROUTES, NotAnswered
 from peft_run.serve.running import Gone, Running
 from peft_run.serve.sampling import Sampling
-from peft_run.serve.schema import Asked, ChatRequest, CompletionRequest, EmbeddingRequest, LoadRequest, UnloadRequest
-from peft_run.serve.service import Service, TooLong
+from peft_run.serve.schema import (
+    Asked,
+    ChatRequest,
+    ClassifyRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    LoadRequest,
+    QaRequest,
+    TokenClassifyRequest,
+    UnloadRequest,
+)
+from peft_run.serve.service import Generator, OtherRoute, Service, TooLong
+from peft_run.serve.worker import Busy, Closing
 
 DRAIN_SECONDS = 30.0
 WRONG = "invalid_request_error"
@@ -33,10 +44,13 @@ ANSWERS: dict[type[Exception], tuple[int, str, str, str | None, dict[str, str]]]
     NoRoom: (429, "rate_limit_error", "no_room", "model", {"Retry_After": "1"}),
     Closing: (503, "server_error", "closing", None, {"Retry_After": "5"}),
     UnknownAdapter: (404, WRONG, "model_not_found", "model", {}),
+    OtherRoute: (400, WRONG, "other_route", "model", {}),
     AdapterRefused: (400, WRONG, "adapter_refused", "model", {}),
     TooLong: (400, WRONG, "context_length_exceeded", None, {}),
+    NotAnswered: (400, WRONG, "context_length_exceeded", None, {}),
     RunError: (400, WRONG, "invalid_value", None, {}),
     TimeoutError: (504, "server_error", "timeout", None, {}),
+    asyncio.TimeoutError: (504, "server_error", "timeout", None, {}),
     Gone: (499, "server_error", "client_gone", None, {}),
 }
 
@@ -55,7 +69,10 @@ def make_app(service: Service) -> Gate:
     add_errors(app)
     add_operator_routes(app, service)
     add_model_routes(app, service)
-    add_generation_routes(app, service)
+    if isinstance(service, Generator):
+        add_adapter_routes(app, service)
+        add_generation_routes(app, service)
+    add_head_routes(app, service)
     return Gate(app, service.limits.key, service.limits.body, service.engine.metrics)
 
 
@@ -84,8 +101,6 @@ def add_errors(app: FastAPI) -> None:
 
 
 def add_operator_routes(app: FastAPI, service: Service) -> None:
-    engine, adapters = service.engine, service.adapters
-
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process answers."""
@@ -94,20 +109,12 @@ def add_operator_routes(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     async def ready() -> JSONResponse:
         """Whether requests are taken."""
-        return JSONResponse({"ready": engine.alive}, 200 if engine.alive else 503)
+        alive = service.engine.alive
+        return JSONResponse({"ready": alive}, 200 if alive else 503)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        text = engine.metrics.text(
-            requests_running=len(engine.running) + len(engine.reading),
-            requests_waiting=len(engine.waiting),
-            cache_bytes=engine.cache.nbytes(),
-            adapters_known=len(adapters.known),
-            adapters_loaded=len(adapters.held),
-            adapter_bytes=adapters.nbytes(),
-            adapter_loads_total=adapters.loads,
-            adapter_evictions_total=adapters.evictions,
-        )
+        text = service.engine.metrics.text(**service.engine.gauges())
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
@@ -118,9 +125,13 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> dict[str, Any]:
-        adapter = service.adapter_of(name)
-        return next(m for m in service.models() if m["id"] == (adapter or service.name))
+        card = next((card for card in service.models() if card["id"] == service.canonical(name)), None)
+        if card is None:
+            raise UnknownAdapter("serve.unknown_adapter", name=name)
+        return card
 
+
+def add_adapter_routes(app: FastAPI, service: Generator) -> None:
     if service.limits.folder is None:
         return
 
@@ -137,7 +148,30 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
 
 
-def add_generation_routes(app: FastAPI, service: Service) -> None:
+def add_head_routes(app: FastAPI, service: Service) -> None:
+    """For runs with an output layer; without such a run the routes say that no model has the name."""
+
+    async def answer(task: str, asked: ClassifyRequest | TokenClassifyRequest | QaRequest) -> dict[str, Any]:
+        head = service.head(asked.model, task)
+        samples = await asyncio.to_thread(head.samples, asked.rows())
+        found = asyncio.wrap_future(head.ask(service.engine, samples))
+        data = head.tell(await asyncio.wait_for(found, service.limits.seconds))
+        return {"object": "list", "model": asked.model, "data": data}
+
+    @app.post(ROUTES["seq_cls"].path)
+    async def classify(asked: ClassifyRequest) -> dict[str, Any]:
+        return await answer("seq_cls", asked)
+
+    @app.post(ROUTES["token_cls"].path)
+    async def token_classify(asked: TokenClassifyRequest) -> dict[str, Any]:
+        return await answer("token_cls", asked)
+
+    @app.post(ROUTES["qa"].path)
+    async def qa(asked: QaRequest) -> dict[str, Any]:
+        return await answer("qa", asked)
+
+
+def add_generation_routes(app: FastAPI, service: Generator) -> None:
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, http: Request):
         adapter = service.adapter_of(asked.model)
@@ -160,7 +194,7 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
         adapter = service.adapter_of(asked.model)
         texts = [await asyncio.to_thread(service.tokens_of, text) for text in several(asked.input)]
         for tokens in texts:
-            service.room(tokens, None)
+            service.room(tokens, None, adapter)
         vectors = []
         for tokens in texts:  # one at a time: generation goes on between them
             job = service.engine.call(lambda tokens=tokens: service.embedding(tokens, adapter), limited=True)
@@ -184,9 +218,9 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
         stop_ids: list[int],
     ):
         body = shape(asked.model, service.tokenizer, logprobs is not None, sum(map(len, prompts)))
-        running = Running(service.engine, body, http.is_disconnected)
+        running = Running(service.engine, service.mailbox, body, http.receive)
         for prompt in prompts:
-            room = service.room(prompt, most)
+            room = service.room(prompt, most, adapter)
             for i in range(asked.n):
                 seed = None if asked.seed is None else asked.seed + i
                 running.add(
@@ -195,7 +229,7 @@ def add_generation_routes(app: FastAPI, service: Service) -> None:
                     Sampling(asked.temperature, asked.top_p, seed),
                     max_tokens=room,
                     adapter=adapter,
-                    stop_ids=stop_ids,
+                    stop_ids=[] if asked.ignore_eos else stop_ids,
                     stops=asked.stops(),
                     logprobs=logprobs,
                 )

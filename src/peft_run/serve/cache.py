@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from peft_run.serve.reading import Past, length
+
 ROOM = 64  # columns that a buffer grows by, at least
 
 
@@ -20,12 +22,10 @@ class Layer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, slots: SlotCache, like: CacheLayerMixin) -> None:
+    def __init__(self, slots: SlotCache, like: tuple[torch.Tensor, torch.Tensor]) -> None:
         super().__init__()
         self.slots = slots
-        self.keys, self.values = (
-            t.new_zeros(slots.capacity, t.shape[1], 0, t.shape[3]) for t in (like.keys, like.values)
-        )
+        self.keys, self.values = (t.new_zeros(slots.capacity, t.shape[0], 0, t.shape[2]) for t in like)
         self.is_initialized = True
 
     def lazy_initialization(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -62,20 +62,20 @@ class SlotCache(Cache):
         """The first column that some row uses."""
         return self.column - self._used()
 
-    def join(self, prompt: Cache) -> int:
-        """Take over the keys of a prompt that was read alone; returns its row."""
-        length = prompt.get_seq_length()
+    def join(self, prompt: Past) -> int:
+        """Take over the keys of a prompt that was read; returns its row."""
+        count = length(prompt)
         if not self.layers:
-            self.layers = [Layer(self, like) for like in prompt.layers]
-        if length > self.column:
-            self._end_at(max(length, self._used()))
-        row, own = self.rows, slice(self.column - length, self.column)
-        for mine, its in zip(self.layers, prompt.layers):
-            for buffer, tensor in ((mine.keys, its.keys), (mine.values, its.values)):
+            self.layers = [Layer(self, like) for like in prompt]
+        if count > self.column:
+            self._end_at(max(count, self._used()))
+        row, own = self.rows, slice(self.column - count, self.column)
+        for mine, its in zip(self.layers, prompt):
+            for buffer, tensor in zip((mine.keys, mine.values), its):
                 buffer[row, :, : own.start] = 0  # what another request left there may be infinite, and 0 * inf is not 0
-                buffer[row, :, own] = tensor[0]
+                buffer[row, :, own] = tensor
         self.rows += 1
-        self.lengths.append(length)
+        self.lengths.append(count)
         return row
 
     def leave(self, row: int) -> None:

@@ -2,7 +2,7 @@
 
     while there is work:
         do what was asked for between steps (load or remove an adapter, an embedding)
-        take waiting requests into free slots, and read a piece of the first prompt that is not read yet
+        take waiting requests into free slots, and read a piece of prompts that are not read yet, several at once
         one step for all rows, each with its own adapter, sampling and end
 
 What a request gets is what it would get alone: its row has its own adapter, positions, generator and stop strings, and
@@ -11,38 +11,31 @@ padding is masked. Only the rounding of a sum may differ with the number of rows
 
 from __future__ import annotations
 
-import inspect
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache
 
 from peft_run.errors import RunError
 from peft_run.serve.adapters import BASE, Adapters, Entry
 from peft_run.serve.cache import SlotCache
-from peft_run.serve.metrics import Metrics
+from peft_run.serve.prefixes import Prefixes
+from peft_run.serve.reading import Past, ReadCache, joined, length, without
 from peft_run.serve.sampling import Chosen, Sampling, choose
 from peft_run.serve.text import Text
+from peft_run.serve.worker import Closing, Worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from transformers.cache_utils import Cache
 
-PIECE = 512  # tokens of a prompt that are read between two steps, so that a long one does not stop the others
+PIECE = 512  # tokens of prompts that are read between two steps, so that long ones do not stop the others
+PADDING = 1.5  # prompts are read together while they take at most so many times the room of their tokens
 KNOWN_ATTENTION = {"full_attention", "sliding_attention"}
-
-
-class Busy(RunError):
-    """The queue is full."""
-
-
-class Closing(RunError):
-    """The server takes no new requests."""
 
 
 @dataclass
@@ -79,59 +72,51 @@ class Request:
     def inner(self) -> str:
         return BASE if self.entry is None else self.entry.inner
 
+    @property
+    def first(self) -> Past:
+        return [] if self.entry is None else self.entry.first
+
+    @property
+    def digest(self) -> str:
+        return BASE if self.entry is None else self.entry.source.digest
+
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.text = Text(tokenizer, self.stops)
         self.generator = self.sampling.generator()
+        self.past: Past | None = []  # what is read of the prompt, and a prompt method's virtual tokens
         self.unread = self.prompt
-        self.cache = DynamicCache()
 
 
-class Engine:
+class Engine(Worker):
     def __init__(
-        self, adapters: Adapters, tokenizer: PreTrainedTokenizerBase, *, slots: int = 16, queue: int = 64
+        self,
+        adapters: Adapters,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        slots: int = 16,
+        queue: int = 64,
+        prefixes: int = 0,
     ) -> None:
+        """prefixes: bytes for beginnings that prompts share."""
         check_attention(adapters.base.config)
-        self.adapters, self.tokenizer = adapters, tokenizer
-        self.slots, self.queue = slots, queue
-        self.metrics = Metrics()
+        super().__init__(queue=queue)
+        self.adapters, self.tokenizer, self.slots = adapters, tokenizer, slots
         self.cache = SlotCache(slots)
-        self.cache_name = (
-            "cache" if "cache" in inspect.signature(adapters.base.forward).parameters else "past_key_values"
-        )
+        self.prefixes = Prefixes(prefixes)
+        self.layers = adapters.base.config.get_text_config(decoder=True).num_hidden_layers
         self.device = next(adapters.base.parameters()).device
         self.waiting: deque[Request] = deque()
         self.reading: deque[Request] = deque()  # have a slot, and a prompt that is not read to its end
         self.running: list[Request] = []  # by row
-        self.jobs: deque[tuple[Callable[[], Any], Future]] = deque()
-        self.closing = self.ended = False
-        self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     # -- for all threads ----------------------------------------------------------------------------------------------
-
-    def start(self) -> Engine:
-        self.thread.start()
-        return self
-
-    @property
-    def alive(self) -> bool:
-        return self.thread.is_alive() and not self.closing
 
     def submit(self, *requests: Request) -> None:
         """Queue requests, all of them or, where the queue has no room for all, none."""
         with self.changed:
-            self._check_open(len(requests))
+            self.check_open(len(requests))
             self.waiting.extend(requests)
             self.changed.notify()
-
-    def call(self, work: Callable[[], Any], *, limited: bool = False) -> Future:
-        """Run something in the engine's thread between two steps. limited: it counts against the queue's limit."""
-        future: Future = Future()
-        with self.changed:
-            self._check_open(1 if limited else 0)
-            self.jobs.append((work, future))
-            self.changed.notify()
-        return future
 
     def cancel(self, request: Request) -> None:
         """Free its slot before the next step. A request that has ended stays as it is."""
@@ -139,51 +124,42 @@ class Engine:
             request.cancelled = True
             self.changed.notify()
 
-    def close(self, timeout: float | None = None) -> bool:
-        """Take nothing new, finish what there is; after `timeout` seconds cancel the rest. Whether all finished."""
-        with self.changed:
-            self.closing = True
-            self.changed.notify()
-        self.thread.join(timeout)
-        finished = not self.thread.is_alive()
-        with self.changed:
-            self.ended = True
-            self.changed.notify()
-        self.thread.join()
-        return finished
+    def queued(self) -> int:
+        return super().queued() + len(self.waiting)
 
-    def _check_open(self, more: int) -> None:
-        if self.closing or not self.thread.is_alive():
-            raise Closing("serve.closing")
-        if more and len(self.waiting) + len(self.jobs) + more > self.queue:
-            raise Busy("serve.busy", limit=self.queue)
+    def gauges(self) -> dict[str, float]:
+        return super().gauges() | {
+            "requests_running": len(self.running) + len(self.reading),
+            "requests_waiting": len(self.waiting),
+            "cache_bytes": self.cache.nbytes(),
+            "prefix_bytes": self.prefixes.nbytes,
+            "prefix_tokens_total": self.prefixes.found,
+            "adapters_known": len(self.adapters.known),
+            "adapters_loaded": len(self.adapters.held),
+            "adapter_bytes": self.adapters.nbytes(),
+            "adapter_loads_total": self.adapters.loads,
+            "adapter_evictions_total": self.adapters.evictions,
+        }
 
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def _loop(self) -> None:
-        while True:
-            with self.changed:
-                while not (self.waiting or self.reading or self.running or self.jobs or self.closing):
-                    self.changed.wait()
-                idle = not (self.waiting or self.reading or self.running or self.jobs)
-                if self.ended or (self.closing and idle):
-                    break
-            self.step()
-        for request in [*self.waiting, *self.reading, *self.running]:
-            request.sink(Piece("", [], error=Closing("serve.closing")))
-        for _, future in self.jobs:
-            future.set_exception(Closing("serve.closing"))
+    def idle(self) -> bool:
+        return super().idle() and not (self.waiting or self.reading or self.running)
 
     def step(self) -> None:
         """Everything that happens between two tokens, and the token."""
-        self._do_jobs()
+        self.do_jobs()
         self._drop_cancelled()
         self._admit()
         if self.reading:
-            self._guarded(self._read_piece, [self.reading[0]])
+            self._read()
         if self.running:
             self._guarded(self._decode, list(self.running))
+
+    def give_up(self) -> None:
+        super().give_up()
+        for request in [*self.waiting, *self.reading, *self.running]:
+            request.sink(Piece("", [], error=Closing("serve.closing")))
 
     def _guarded(self, work: Callable[[], None], concerned: list[Request]) -> None:
         """What fails, fails for the requests that it was done for; the others and the server go on."""
@@ -193,16 +169,6 @@ class Engine:
             self.metrics.count("engine_errors")
             for request in concerned:
                 self._end(request, Piece("", [], error=error))
-
-    def _do_jobs(self) -> None:
-        while self.jobs:
-            work, future = self.jobs.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
 
     def _drop_cancelled(self) -> None:
         now = time.monotonic()
@@ -225,43 +191,86 @@ class Engine:
                 request.sink(Piece("", [], error=error))
                 continue
             request.begin(self.tokenizer)
+            known = self.prefixes.find(request.digest, request.prompt)
+            request.unread = request.prompt[length(known) :]
+            request.past = joined([request.first, known])
             self.reading.append(request)
 
-    def _read_piece(self) -> None:
-        """A piece of the first prompt, alone; after its last one, the first token is chosen and the row joins."""
-        request = self.reading[0]
-        piece, request.unread = request.unread[:PIECE], request.unread[PIECE:]
-        logits = self._forward([request], [piece], request.cache, None)
-        self.metrics.count("prompt_tokens", len(piece))
-        if request.unread:
-            return
-        self.reading.popleft()
-        request.row = self.cache.join(request.cache)
+    def _read(self) -> None:
+        """A piece of some prompts. What fails for several is tried again one by one, to find the one to blame."""
+        chosen = self._to_read()
+        try:
+            self._read_pieces(chosen)
+        except Exception:
+            for request in chosen:
+                self._guarded(partial(self._read_pieces, [request]), [request])
+
+    def _to_read(self) -> list[Request]:
+        """The first prompt that is not read to its end, and those that fit beside its piece."""
+        chosen: list[Request] = []
+        width = tokens = 0
+        for request in self.reading:
+            count = min(len(request.unread), PIECE)
+            room = max(width, count) * (len(chosen) + 1)
+            if chosen and (room > PIECE or room > PADDING * (tokens + count)):
+                continue
+            chosen.append(request)
+            width, tokens = max(width, count), tokens + count
+        return chosen
+
+    def _read_pieces(self, chosen: list[Request]) -> None:
+        """After the last piece of a prompt its first token is chosen, and it joins the rows that take steps."""
+        pieces = [request.unread[:PIECE] for request in chosen]
+        cache = ReadCache([request.past for request in chosen], list(map(len, pieces)), self.layers)
+        logits = self._forward(chosen, cache, cache.inputs(pieces))
+        likeliest = logits.argmax(-1).tolist()
+        self.metrics.count("prompt_tokens", sum(map(len, pieces)))
+        self.metrics.count("prompt_forwards")
+        for row, (request, piece) in enumerate(zip(chosen, pieces)):
+            request.past, request.unread = cache.past(row), request.unread[len(piece) :]
+            if not request.unread:
+                self._guarded(partial(self._begin_row, request, logits[row], likeliest[row]), [request])
+
+    def _begin_row(self, request: Request, logits: torch.Tensor, likeliest: int) -> None:
+        self.reading.remove(request)
+        self.prefixes.keep(request.digest, request.prompt, without(request.past, length(request.first)))
+        request.row = self.cache.join(request.past)
         self.running.append(request)
-        request.cache = None
+        request.past = None
         self.metrics.observe("time_to_first_token_seconds", time.monotonic() - request.arrived)
-        self._choose(request, logits[0])
+        self._choose(request, logits, likeliest)
 
     def _decode(self) -> None:
         rows = list(self.running)
-        mask = self.cache.before_step()
-        places = torch.tensor(self.cache.lengths)[:, None]
-        logits = self._forward(rows, [[r.last] for r in rows], self.cache, mask, places)
+        inputs = {
+            "input_ids": torch.tensor([[r.last] for r in rows]),
+            "attention_mask": self.cache.before_step(),
+            "position_ids": torch.tensor(self.cache.lengths)[:, None],
+        }
+        logits = self._forward(rows, self.cache, inputs)
+        likeliest = logits.argmax(-1).tolist()
         self.cache.after_step()
         self.metrics.count("steps")
         self.metrics.count("step_rows", len(rows))
         for i, request in enumerate(rows):
-            self._choose(request, logits[i])
+            self._choose(request, logits[i], likeliest[i])
 
-    def _forward(self, rows, tokens, cache, mask, places=None) -> torch.Tensor:
-        """Logits (rows, vocabulary) after the last tokens. tokens: one list a row, equally long."""
-        inputs = {"input_ids": torch.tensor(tokens, device=self.device), self.cache_name: cache, "use_cache": True}
-        if mask is not None:
-            inputs |= {"attention_mask": mask.to(self.device), "position_ids": places.to(self.device)}
-        return self.adapters.forward([r.inner for r in rows], **inputs, logits_to_keep=1).logits[:, -1]
+    def _forward(self, rows: list[Request], cache: Cache, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (rows, vocabulary) after the last column."""
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        settings = {self.adapters.cache_name: cache, "use_cache": True, "logits_to_keep": 1}
+        return self.adapters.forward([r.inner for r in rows], **inputs, **settings).logits[:, -1]
 
-    def _choose(self, request: Request, logits: torch.Tensor) -> None:
-        chosen = choose(logits, request.sampling, request.generator, request.logprobs)
+    def states(self, tokens: list[int], entry: Entry | None) -> torch.Tensor:
+        """The last hidden states (tokens, dim) of a text."""
+        cache = ReadCache([entry.first if entry else []], [len(tokens)], self.layers)
+        inputs = {name: tensor.to(self.device) for name, tensor in cache.inputs([tokens]).items()}
+        settings = {self.adapters.cache_name: cache, "use_cache": True, "logits_to_keep": 1}
+        names = [entry.inner if entry else BASE]
+        return self.adapters.forward(names, **inputs, **settings, output_hidden_states=True).hidden_states[-1][0]
+
+    def _choose(self, request: Request, logits: torch.Tensor, likeliest: int) -> None:
+        chosen = choose(logits, likeliest, request.sampling, request.generator, request.logprobs)
         request.last, request.made = chosen.token, request.made + 1
         self.metrics.count("generated_tokens")
         if chosen.token in request.stop_ids:
@@ -292,7 +301,7 @@ class Engine:
         if request.entry is not None:
             entry, request.entry = request.entry, None
             self.adapters.release(entry)
-        request.cache = None
+        request.past = None
         if last is not None:
             request.sink(last)
 

@@ -33,10 +33,15 @@ class Chosen:
     top: list[tuple[int, float]] = field(default_factory=list)  # the likeliest tokens, best first
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None, logprobs: int | None) -> Chosen:
-    """logits (vocabulary). logprobs: how many likely tokens to tell, None: not even the chosen one's own figure."""
+def choose(
+    logits: torch.Tensor, likeliest: int, sampling: Sampling, generator: torch.Generator | None, logprobs: int | None
+) -> Chosen:
+    """logits (vocabulary); likeliest: where they are highest, which the whole batch is asked for at once.
+
+    logprobs: how many likely tokens to tell, None: not even the chosen one's own figure.
+    """
     if generator is None:
-        token = int(logits.argmax())
+        token = likeliest
     else:
         token = draw(logits.double().cpu() / sampling.temperature, sampling.top_p, generator)
     if logprobs is None:

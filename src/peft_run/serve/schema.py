@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SEED = 2**63
 MOST_TOKENS = 1 << 20  # the model's own limit is checked later
+MOST_ROWS = 256  # of one request
 
 Text = Annotated[str, Field(max_length=4 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -16,7 +17,7 @@ Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Part(Strict):
@@ -47,6 +48,7 @@ class Asked(Strict):
     n: Annotated[int, Field(ge=1, le=16)] = 1
     seed: Annotated[int, Field(ge=-SEED, lt=SEED)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
+    ignore_eos: bool = False  # go on behind the tokens that end an answer: vLLM's field, for measurements
     stream: bool = False
     stream_options: StreamOptions | None = None
     presence_penalty: Literal[0] = 0
@@ -102,3 +104,44 @@ class LoadRequest(Strict):
 
 class UnloadRequest(Strict):
     lora_name: Name
+
+
+class ClassifyRequest(Strict):
+    model: Name
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_ROWS)]
+    pair: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_ROWS)] | None = None  # second texts
+
+    def rows(self) -> list[dict[str, Any]]:
+        texts, pairs = ([x] if isinstance(x, str) else x for x in (self.input, self.pair))
+        if pairs is None:
+            return [{"text": text} for text in texts]
+        return [{"text": text, "pair": pair} for text, pair in zip(texts, pairs, strict=True)]
+
+    @model_validator(mode="after")
+    def check_pairs(self) -> ClassifyRequest:
+        try:
+            self.rows()
+        except ValueError as error:
+            raise ValueError("pair must have as many texts as input") from error
+        return self
+
+
+Words = Annotated[list[Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=1 << 16)]
+
+
+class TokenClassifyRequest(Strict):
+    model: Name
+    input: Words | Annotated[list[Words], Field(min_length=1, max_length=MOST_ROWS)]  # texts that are split already
+
+    def rows(self) -> list[dict[str, Any]]:
+        texts = [self.input] if isinstance(self.input[0], str) else self.input
+        return [{"tokens": words} for words in texts]
+
+
+class QaRequest(Strict):
+    model: Name
+    question: Text
+    context: Text
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{"question": self.question, "context": self.context}]

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+from pydantic import BaseModel, Field
 
 from peft_run.config.schema import GENERATIVE
 from peft_run.data.render import Renderer
 from peft_run.errors import RunError
 from peft_run.files import read_json, write_json
 from peft_run.serve import adapters as store
-from peft_run.serve.adapters import BASE, AdapterRefused, Adapters
+from peft_run.serve.adapters import LARGEST_JSON, AdapterRefused, Adapters, UnknownAdapter
 from peft_run.serve.engine import Engine
+from peft_run.serve.heads import Head
+from peft_run.serve.running import Mailbox
+from peft_run.serve.worker import Worker
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +29,32 @@ if TYPE_CHECKING:
 
 class TooLong(RunError):
     """The prompt leaves no room for an answer."""
+
+
+class OtherRoute(RunError):
+    """The model answers something else."""
+
+
+class Brought(BaseModel):
+    """What an adapter's artefact.json says of how it is talked to. Anybody may have written it."""
+
+    task: str | None = None
+    tokenizer_sha256: str | None = None
+    template_sha256: str | None = None
+    stop_ids: Annotated[list[int], Field(max_length=64)] | None = None
+    system: Annotated[str, Field(max_length=1 << 16)] | None = None
+
+    @classmethod
+    def read(cls, name: str, file: Path) -> Brought | None:
+        """None where there is no such file. Raises AdapterRefused."""
+        if not file.is_file():
+            return None
+        try:
+            if file.stat().st_size > LARGEST_JSON:
+                raise ValueError("too large")
+            return cls.model_validate(read_json(file))
+        except (ValueError, OSError, RecursionError) as error:
+            raise AdapterRefused("serve.broken_json", name=name, file=file.name) from error
 
 
 @dataclass
@@ -50,41 +79,96 @@ class Limits:
     seconds: float = 300.0
     body: int = 4 << 20
     adapters: int | None = None  # bytes
+    prefixes: int = 256 << 20  # bytes for beginnings that prompts share
     key: str | None = None
     folder: Path | None = None  # adapters may be loaded from here while the server runs
     state: Path | None = None  # and are remembered here
 
 
-@dataclass
 class Service:
-    name: str  # of the base model
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    limits: Limits = field(default_factory=Limits)
+    """What a server serves. There is always an `engine`; generating ones are `Generator`s."""
 
-    def __post_init__(self) -> None:
+    generates = False
+
+    def __init__(self, limits: Limits | None = None, engine: Worker | None = None) -> None:
+        self.limits = limits or Limits()
         self.began = int(time.time())
-        self.adapters = Adapters(self.model.eval(), self.limits.adapters)
-        self.engine = Engine(self.adapters, self.tokenizer, slots=self.limits.slots, queue=self.limits.queue)
-        self.itemsize = next(self.model.parameters()).element_size()
-        places = getattr(self.model.config, "max_position_embeddings", None) or self.limits.tokens
-        self.context = min(self.limits.tokens, places)
-        renderer = Renderer(self.tokenizer)
-        self.voices = {self.name: Voice(renderer, stop_ids(renderer))}
+        self.engine = engine or Worker(queue=self.limits.queue)
+        self.mailbox = Mailbox()
+        self.heads: dict[str, Head] = {}
+
+    def models(self) -> list[dict[str, Any]]:
+        return [self.card(head.name, task=head.task) for head in self.heads.values()]
+
+    def canonical(self, model: str) -> str:
+        """The name that `models` has for it. Raises UnknownAdapter where one can tell."""
+        return model
+
+    def card(self, name: str, **more: Any) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.began, "owned_by": "peft", **more}
+
+    def names(self) -> set[str]:
+        return {card["id"] for card in self.models()}
+
+    def offer_head(self, head: Head) -> None:
+        """Serve a run that has an output layer of its own. Before the server starts."""
+        if head.name in self.names() or not store.NAME.fullmatch(head.name):
+            raise AdapterRefused("serve.name_taken", name=head.name)
+        self.heads[head.name] = head
+
+    def head(self, model: str, task: str) -> Head:
+        """Raises UnknownAdapter, and OtherRoute for a model of another task."""
+        if (head := self.heads.get(model)) is not None and head.task == task:
+            return head
+        if model not in self.names():
+            raise UnknownAdapter("serve.unknown_adapter", name=model)
+        route = "/v1/chat/completions" if head is None else head.route.path
+        raise OtherRoute("serve.other_route", name=model, route=route)
+
+    def recall(self) -> list[str]:
+        """Offer what was loaded when the server last ran; returns what is not there any more."""
+        return []
+
+
+class Generator(Service):
+    """A base model that writes, with its adapters."""
+
+    generates = True
+    engine: Engine
+
+    def __init__(
+        self, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, limits: Limits | None = None
+    ) -> None:
+        """name: of the base model."""
+        limits = limits or Limits()
+        self.name, self.model, self.tokenizer = name, model, tokenizer
+        self.adapters = Adapters(model.eval(), limits.adapters)
+        settings = {"slots": limits.slots, "queue": limits.queue, "prefixes": limits.prefixes}
+        super().__init__(limits, Engine(self.adapters, tokenizer, **settings))
+        self.itemsize = next(model.parameters()).element_size()
+        places = getattr(model.config, "max_position_embeddings", None) or limits.tokens
+        self.context = min(limits.tokens, places)
+        renderer = Renderer(tokenizer)
+        self.voices = {name: Voice(renderer, stop_ids(renderer))}
 
     # -- models -------------------------------------------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
-        def card(name: str, **more: Any) -> dict[str, Any]:
-            return {"id": name, "object": "model", "created": self.began, "owned_by": "peft", **more}
+        adapters = [self.card(s.name, parent=self.name, digest=s.digest) for s in self.adapters.known.values()]
+        return [self.card(self.name, parent=None), *adapters, *super().models()]
 
-        known = self.adapters.known.values()
-        return [card(self.name, parent=None)] + [card(s.name, parent=self.name, digest=s.digest) for s in known]
+    def canonical(self, model: str) -> str:
+        return model if model in self.heads else self.adapter_of(model) or self.name
 
     def adapter_of(self, model: str) -> str | None:
-        """The adapter that a model's name means; `base:adapter` does, too. Raises UnknownAdapter."""
+        """The adapter that a model's name means; `base:adapter` does, too.
+
+        Raises UnknownAdapter, and OtherRoute for a run that does not write.
+        """
         if model == self.name:
             return None
+        if (head := self.heads.get(model)) is not None:
+            raise OtherRoute("serve.other_route", name=model, route=head.route.path)
         known = self.adapters.known
         return self.adapters.source(model if model in known else model.removeprefix(f"{self.name}:")).name
 
@@ -100,7 +184,7 @@ class Service:
         self._set_voice(name, voice)
 
     def _check_name(self, name: str) -> None:
-        if name == self.name:
+        if name == self.name or name in self.heads:
             raise AdapterRefused("serve.name_taken", name=name)
 
     def _set_voice(self, name: str, voice: Voice | None) -> None:
@@ -109,21 +193,22 @@ class Service:
 
     def _voice_of(self, name: str, path: Path, trusted: bool) -> Voice | None:
         """A run's own template, system prompt and stop tokens; None for an adapter that brings none."""
-        info = read_json(path / "artefact.json") if (path / "artefact.json").is_file() else None
+        info = Brought.read(name, path / "artefact.json")
         if info is None:
             return None
-        base = self.voices[self.name].renderer
-        if info.get("task") not in (*GENERATIVE, None):
-            raise AdapterRefused("serve.other_task", name=name, task=info["task"])
-        if info.get("tokenizer_sha256") not in (base.tokenizer_sha256(), None):
+        base = self.voices[self.name]
+        if info.task not in (*GENERATIVE, None):
+            raise AdapterRefused("serve.other_task", name=name, task=info.task)
+        if info.tokenizer_sha256 not in (base.renderer.tokenizer_sha256(), None):
             raise AdapterRefused("serve.other_tokenizer", name=name)
-        if info.get("template_sha256") in (base.template_sha256(), None):
-            return Voice(base, list(info.get("stop_ids") or self.voices[self.name].stop_ids), info.get("system"))
+        stop_ids = info.stop_ids or base.stop_ids
+        if info.template_sha256 in (base.renderer.template_sha256(), None):
+            return Voice(base.renderer, stop_ids, info.system)
         if not trusted:  # a template is a program
             raise AdapterRefused("serve.other_template", name=name)
         from transformers import AutoTokenizer
 
-        return Voice(Renderer(AutoTokenizer.from_pretrained(str(path))), list(info["stop_ids"]), info.get("system"))
+        return Voice(Renderer(AutoTokenizer.from_pretrained(str(path))), stop_ids, info.system)
 
     # -- while it runs ------------------------------------------------------------------------------------------------
 
@@ -156,12 +241,11 @@ class Service:
     def _remember(self) -> None:
         if self.limits.state is not None:
             root = os.path.realpath(self.limits.folder or "")
-            known = self.adapters.known.values()
-            paths = {s.name: os.path.relpath(s.path, root) for s in known if os.path.realpath(s.path).startswith(root)}
-            write_json(self.limits.state, paths)
+            paths = {source.name: os.path.realpath(source.path) for source in self.adapters.known.values()}
+            inside = {name: path for name, path in paths.items() if os.path.commonpath([root, path]) == root}
+            write_json(self.limits.state, {name: os.path.relpath(path, root) for name, path in inside.items()})
 
     def recall(self) -> list[str]:
-        """Offer what was loaded when the server last ran; returns what is not there any more."""
         state, lost = self.limits.state, []
         for name, asked in (read_json(state) if state is not None and state.is_file() else {}).items():
             if name in self.adapters.known:
@@ -182,27 +266,19 @@ class Service:
             return list(text)
         return self.tokenizer(text)["input_ids"] or [self.tokenizer.bos_token_id or self.tokenizer.eos_token_id or 0]
 
-    def room(self, prompt: list[int], asked: int | None) -> int:
+    def room(self, prompt: list[int], asked: int | None, adapter: str | None = None) -> int:
         """How many tokens an answer may have."""
-        left = self.context - len(prompt)
+        virtual = 0 if adapter is None else self.adapters.source(adapter).virtual
+        left = self.context - virtual - len(prompt)
         if left < 1 or (asked or 1) > left:
-            raise TooLong("serve.too_long", prompt=len(prompt), asked=asked or 1, limit=self.context)
+            raise TooLong("serve.too_long", prompt=len(prompt) + virtual, asked=asked or 1, limit=self.context)
         return asked or left
 
     def embedding(self, tokens: list[int], adapter: str | None) -> list[float]:
         """The mean of the last hidden states. In the engine's thread."""
         entry = None if adapter is None else self.adapters.acquire(adapter)
         try:
-            ids = torch.tensor([tokens], device=self.engine.device)
-            with torch.inference_mode():
-                outputs = self.adapters.forward(
-                    [BASE if entry is None else entry.inner],
-                    input_ids=ids,
-                    output_hidden_states=True,
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
-            return outputs.hidden_states[-1][0].float().mean(0).tolist()
+            return self.engine.states(tokens, entry).float().mean(0).tolist()
         finally:
             if entry is not None:
                 self.adapters.release(entry)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft_run import artefact, base
 from peft_run.config import Recipe, build
+from peft_run.config.schema import HEADS
 from peft_run.errors import UsageError
 from peft_run.run import Run
-from peft_run.serve.service import Limits, Service
+from peft_run.serve.heads import Head, Pool
+from peft_run.serve.service import Generator, Limits, Service
 from peft_run.train.adapter import FULL
 
 if TYPE_CHECKING:
@@ -18,30 +20,54 @@ if TYPE_CHECKING:
 
 
 def make_service(args: argparse.Namespace, key: str | None) -> Service:
-    runs = [Run.open(path) for path in args.runs]
-    for run in runs:
-        info = run.read_json(artefact.FILE)
-        if info is None:
-            raise UsageError("artefact.unfinished", path=run.path)
-        if info["method"] == FULL:
-            raise UsageError("serve.full_run", run=run.path)
-        if info["base_config"] != runs[0].read_json(artefact.FILE)["base_config"]:
-            raise UsageError("serve.other_base", run=run.path)
+    writers, heads = runs_of(args.runs)
     pairs = dict(pair(given) for given in args.adapter)
-    recipe, tokenizer = base_of(runs, args)
-    device = base.device_of(recipe)
     base.quietly()
-    dtype = base.dtype_of(recipe, device)
-    model = base.load_base(recipe, "AutoModelForCausalLM", dtype)
-    name = args.served_name or Path(recipe.model.path).name
-    service = Service(name, model, tokenizer, limits_of(args, key))
-    for run in runs:
-        pairs.setdefault(run.recipe.output.name or run.path.name, run.path)
-    for given, path in pairs.items():
-        service.offer(given, Path(path), pinned=given in args.pin)
+    pool = Pool()
+    service: Service
+    if writers or args.base or not heads:
+        service = generator(writers, pairs, args, key)
+        pool.share(service.model)
+    else:
+        if pairs or args.allow_runtime_lora:
+            raise UsageError("serve.adapters_need_base")
+        service = Service(limits_of(args, key))
+    for run in heads:
+        service.offer_head(Head(name_of(run), run, args.device, pool))
     for problem in service.recall():
         args.console.warn("serve.lost", problem=problem)
     return service
+
+
+def runs_of(paths: list[str]) -> tuple[list[Run], list[Run]]:
+    """Runs that write, which must have one base, and runs with an output layer of their own."""
+    runs = [Run.open(path) for path in paths]
+    found: list[tuple[Run, dict[str, Any]]] = [(run, run.read_json(artefact.FILE)) for run in runs]
+    if unfinished := [run for run, info in found if info is None]:
+        raise UsageError("artefact.unfinished", path=unfinished[0].path)
+    writers = [(run, info) for run, info in found if info["task"] not in HEADS]
+    for run, info in writers:
+        if info["method"] == FULL:
+            raise UsageError("serve.full_run", run=run.path)
+        if info["base_config"] != writers[0][1]["base_config"]:
+            raise UsageError("serve.other_base", run=run.path)
+    return [run for run, _ in writers], [run for run, info in found if info["task"] in HEADS]
+
+
+def generator(runs: list[Run], pairs: dict[str, str], args: argparse.Namespace, key: str | None) -> Generator:
+    recipe, tokenizer = base_of(runs, args)
+    dtype = base.dtype_of(recipe, base.device_of(recipe))
+    model = base.load_base(recipe, "AutoModelForCausalLM", dtype)
+    name = args.served_name or Path(recipe.model.path).name
+    service = Generator(name, model, tokenizer, limits_of(args, key))
+    paths = {name_of(run): str(run.path) for run in runs} | pairs
+    for given, path in paths.items():
+        service.offer(given, Path(path), pinned=given in args.pin)
+    return service
+
+
+def name_of(run: Run) -> str:
+    return run.recipe.output.name or run.path.name
 
 
 def base_of(runs: list[Run], args: argparse.Namespace) -> tuple[Recipe, PreTrainedTokenizerBase]:
@@ -76,6 +102,7 @@ def limits_of(args: argparse.Namespace, key: str | None) -> Limits:
         tokens=args.max_tokens,
         seconds=args.timeout,
         adapters=None if args.adapter_memory is None else args.adapter_memory << 20,
+        prefixes=args.prefix_memory << 20,
         key=key,
         folder=None if args.allow_runtime_lora is None else Path(args.allow_runtime_lora),
         state=None if args.state is None else Path(args.state),

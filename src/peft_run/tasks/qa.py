@@ -37,15 +37,18 @@ class QuestionAnswering(Task):
     unit = "samples"
 
     def encode(self, sample: Sample) -> list[Window]:
-        coded = self.tokenizer(
-            sample["question"],
-            sample["context"],
-            truncation="only_second",
-            max_length=self.max_length,
-            stride=int(self.max_length * OVERLAP),
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
+        try:
+            coded = self.tokenizer(
+                sample["question"],
+                sample["context"],
+                truncation="only_second",
+                max_length=self.max_length,
+                stride=int(self.max_length * OVERLAP),
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
+        except Exception as error:  # no kind of its own: tokenizers leaves no room for a window
+            raise UsageError("tasks.question_too_long", limit=self.max_length) from error
         wanted = (sample["start"], sample["start"] + len(sample["answer"])) if "answer" in sample else None
         return [self.window(coded, number, wanted) for number in range(len(coded["input_ids"]))]
 
