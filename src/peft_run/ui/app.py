@@ -63,7 +63,6 @@ def blocks(workspace: Workspace, jobs: Jobs, language: str) -> Any:
     from peft_run.ui.layout import Page, head
 
     def fill(route: str) -> None:
-        gr.Navbar(visible=False)  # the pages have links of their own, with the other language
         page = Page(workspace, jobs, language, route, main)
         head(page, ROUTES)
         importlib.import_module(f"peft_run.ui.pages.{route or 'home'}").build(page)
@@ -72,7 +71,7 @@ def blocks(workspace: Workspace, jobs: Jobs, language: str) -> Any:
     with gr.Blocks(title=sentence("ui.title", language), analytics_enabled=False) as main:
         fill(first)
     for route in others:
-        with main.route(sentence(f"ui.page_{route}", language), f"/{route}"):
+        with main.route(sentence(f"ui.page_{route}", language), f"/{route}", show_in_navbar=False):
             fill(route)
     main.queue(default_concurrency_limit=AT_ONCE, api_open=False)
     return main

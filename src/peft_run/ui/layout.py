@@ -21,6 +21,7 @@ TICK = 2.0  # seconds between two looks at the files
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
 CSS = """
+.nav-holder{display:none}
 .peft-top{display:flex;flex-wrap:wrap;gap:.25rem .9rem;align-items:baseline;border-bottom:1px solid var(--border-color-primary);padding-bottom:.6rem}
 .peft-top b{font-size:1.15rem;margin-right:.4rem}
 .peft-top a{color:var(--body-text-color-subdued);text-decoration:none;padding:.15rem 0}

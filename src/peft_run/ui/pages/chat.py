@@ -26,9 +26,8 @@ Messages = list[dict[str, str]]
 def build(page: Page) -> None:
     say, workspace, jobs = page.say, page.workspace, page.jobs
     gr.Markdown(say("chat_about"))
-    with gr.Row(equal_height=True):
-        runs = gr.Dropdown(label=say("runs_to_serve"), choices=[], multiselect=True, elem_id="runs", scale=3)
-        go = gr.Button(say("load_models"), variant="primary", elem_id="load", min_width=140)
+    runs = gr.Dropdown(label=say("runs_to_serve"), choices=[], multiselect=True, elem_id="runs")
+    go = gr.Button(say("load_models"), elem_id="load")
     status = gr.HTML(elem_id="status")
     server = gr.State(None)  # the job that answers
     models = gr.CheckboxGroup(label=say("who_answers"), choices=[], elem_id="models")
@@ -38,9 +37,8 @@ def build(page: Page) -> None:
             for i in range(COLUMNS)
         ]
     histories = gr.State([])  # one conversation a column
-    with gr.Row(equal_height=True):
-        text = gr.Textbox(show_label=False, placeholder=say("ask"), elem_id="ask", scale=5, lines=1)
-        send = gr.Button(say("send"), variant="primary", elem_id="send", min_width=100)
+    text = gr.Textbox(show_label=False, placeholder=say("ask"), elem_id="ask", lines=1)
+    send = gr.Button(say("send"), variant="primary", elem_id="send")
     with gr.Row():
         new = gr.Button(say("new_chat"), min_width=120)
         cancel = gr.Button(say("stop_answer"), min_width=120)

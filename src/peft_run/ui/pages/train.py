@@ -19,6 +19,7 @@ from peft_run.ui.command import ask, there_is
 from peft_run.ui.layout import Page, job_panel, quiet, wrong
 from peft_run.ui.workspace import RECIPES
 
+AUTO = "auto"  # what an empty box means
 DRAFT = f"{RECIPES}/.draft.yaml"  # what the plan is made of; a name that no list shows
 
 
@@ -49,17 +50,17 @@ def build(page: Page) -> None:
     with gr.Row():
         methods = ["lora", "full", *sorted(method.lower() for method in NOTES if method != "LORA")]
         method = gr.Dropdown(label=say("method"), choices=methods, value="lora", allow_custom_value=True)
-        r = gr.Number(label="r", info=help("r"), precision=0)
-        alpha = gr.Number(label="alpha", info=help("alpha"))
+        r = gr.Textbox(label="r", info=help("r"), placeholder=AUTO)
+        alpha = gr.Textbox(label="alpha", info=help("alpha"), placeholder=AUTO)
     with gr.Row():
         epochs = gr.Number(label="epochs", info=help("epochs"), value=3, min_width=120)
-        steps = gr.Number(label="steps", info=help("steps"), precision=0, min_width=120, elem_id="steps")
+        steps = gr.Textbox(label="steps", info=help("steps"), placeholder=AUTO, min_width=120, elem_id="steps")
         lr = gr.Number(label="lr", info=help("lr"), value=2e-4, step=1e-5, min_width=120, elem_id="lr")
         batch = gr.Number(label="batch", info=help("batch"), precision=0, value=8, min_width=120, elem_id="batch")
     more = gr.Textbox(label=say("more"), placeholder="train.schedule=linear", lines=2, elem_id="more")
     problem = gr.HTML(elem_id="problem")
     gr.Markdown(f"### 5 · {say('step_check')}")
-    command = gr.Code(label=say("command"), language="shell", interactive=False, elem_id="command")
+    command = gr.Code(label=say("command"), language="shell", interactive=False, lines=1, elem_id="command")
     yaml = gr.Code(label=say("recipe"), language="yaml", interactive=False, max_lines=24, elem_id="yaml")
     with gr.Row():
         weigh = gr.Button(say("plan"), visible=there_is("plan"), elem_id="plan")
