@@ -20,11 +20,15 @@ def make_app(workspace: Workspace, jobs: Jobs, host: str, secret: str | None) ->
     settle(workspace)
     import gradio as gr
     from fastapi import FastAPI, Request
-    from fastapi.responses import RedirectResponse
+    from fastapi.responses import RedirectResponse, Response
 
     from peft_run.ui.layout import CSS, theme
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/favicon.ico")
+    async def icon() -> Response:
+        return Response(status_code=204)
 
     @app.get("/")
     async def begin(request: Request) -> RedirectResponse:

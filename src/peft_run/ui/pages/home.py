@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from peft_run.run import STATUS
 from peft_run.ui.command import Answer, ask
 from peft_run.ui.jobs import state_of
-from peft_run.ui.layout import Page, quiet, state, table, wrong
+from peft_run.ui.layout import TICK, Page, quiet, state, table, wrong
 
 SHOWN = 8
 
@@ -40,12 +42,45 @@ def build(page: Page) -> None:
             parts.append(f"<li>{at} {state(page, job.state)} <code>{escape(job.command)}</code></li>")
         return f'<div class="peft-doc">{"".join(parts)}</ul></div>'
 
-    def doctor() -> str:
-        return shown(page, ask(page.jobs, "doctor", language=page.language))
+    doctor = Doctor(page)
+    timer = gr.Timer(TICK)
+
+    def checked() -> tuple[Any, Any]:
+        answer = doctor.answer
+        if answer is None:
+            return gr.skip(), gr.skip()
+        return shown(page, answer), gr.Timer(active=False)
+
+    def check_again() -> tuple[Any, Any]:
+        doctor.ask()
+        return f"<p>{escape(say('wait'))}</p>", gr.Timer(active=True)
 
     page.blocks.load(newest, outputs=recent, **quiet())
-    page.blocks.load(doctor, outputs=checks, **quiet())
-    again.click(doctor, outputs=checks, api_visibility="private")
+    timer.tick(checked, outputs=[checks, timer], **quiet())
+    again.click(check_again, outputs=[checks, timer], **quiet())
+
+
+class Doctor:
+    """`peft doctor`, asked in the background when it is first wanted: it imports torch, which takes its time."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.known: Answer | None = None
+        self.thread: threading.Thread | None = None
+
+    @property
+    def answer(self) -> Answer | None:
+        if self.known is None and self.thread is None:
+            self.ask()
+        return self.known
+
+    def ask(self) -> None:
+        self.known = None
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def work(self) -> None:
+        self.known = ask(self.page.jobs, "doctor", language=self.page.language)
 
 
 def shown(page: Page, answer: Answer) -> str:
