@@ -1,5 +1,6 @@
 """The web page in a real browser: from a CSV to an exported model, in both languages, and what a crash leaves."""
 
+import contextlib
 import json
 import os
 import re
@@ -63,8 +64,8 @@ class Site:
             "PEFT_ASSETS": str(self.assets),
             "OMP_NUM_THREADS": "1",
         }
-        log = open(self.folder.parent / "server.log", "ab")
-        self.process = subprocess.Popen([*command, *self.options], env=environment, stderr=log, stdout=log)
+        with open(self.folder.parent / "server.log", "ab") as log:
+            self.process = subprocess.Popen([*command, *self.options], env=environment, stderr=log, stdout=log)
         end = time.monotonic() + 300
         while True:
             try:
@@ -87,10 +88,8 @@ class Site:
         self.kill()
         for began in self.folder.glob(".jobs/*/began.json"):
             if not (began.parent / "ended.json").exists():
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(json.loads(began.read_text())["pid"], signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
 
 
 class Browser:

@@ -176,7 +176,7 @@ def test_a_ready_recipe_comes_with_its_data(workspace, monkeypatch):
     assert again.at(again.data.train[0].path).is_file()
 
 
-# -- the gate -----------------------------------------------------------------------------------------------------------
+# -- the gate ---------------------------------------------------------------------------------------------------------
 
 
 PAGE = b'<html><head><script src="https://elsewhere.example/x.js" async></script><link rel="preconnect" '
@@ -243,7 +243,7 @@ def test_the_command_refuses_other_addresses_without_a_secret(peft, tmp_path):
     assert refused.returncode == 2 and "--token" in refused.stderr
 
 
-# -- blind votes --------------------------------------------------------------------------------------------------------
+# -- blind votes ------------------------------------------------------------------------------------------------------
 
 
 def entry(answers):

@@ -137,6 +137,15 @@ TABLE = {
     "ui.method": {"en": "Method", "zh": "方法"},
     "ui.more": {"en": "More, one `section.key=value` a line", "zh": "其他设置，每行一个 `section.key=value`"},
     "ui.plan": {"en": "Does it fit?", "zh": "内存够吗？"},
+    "ui.largest": {
+        "en": "Largest that fits: batch {batch} at this length, or length {length} at this batch.",
+        "zh": "最多可容纳：此长度下批大小 {batch}，或此批大小下长度 {length}。",
+    },
+    "ui.part_weights": {"en": "weights", "zh": "权重"},
+    "ui.part_gradients": {"en": "gradients", "zh": "梯度"},
+    "ui.part_optimizer": {"en": "optimizer", "zh": "优化器"},
+    "ui.part_activations": {"en": "activations", "zh": "激活值"},
+    "ui.part_logits": {"en": "output and loss", "zh": "输出与损失"},
     "ui.start_training": {"en": "Start training", "zh": "开始训练"},
     "ui.started": {"en": "Started from {path}.", "zh": "已按 {path} 开始。"},
     # -- runs
@@ -160,6 +169,10 @@ TABLE = {
     },
     "ui.axes": {"en": "Values, one `field=a,b,c` a line", "zh": "取值，每行一个 `字段=a,b,c`"},
     "ui.more_options": {"en": "More options of `peft sweep`", "zh": "`peft sweep` 的其他选项"},
+    "ui.not_here": {"en": "{option} cannot be set here.", "zh": "{option} 不能在此设置。"},
+    "ui.sweep": {"en": "Sweep", "zh": "搜索"},
+    "ui.take_best": {"en": "Keep the best as a recipe", "zh": "把最佳结果保存为配方"},
+    "ui.best_taken": {"en": "Saved as {path}", "zh": "已保存为 {path}"},
     # -- evaluate
     "ui.evaluate_about": {
         "en": "How good a run is against its base, how runs differ, and which answers you prefer without knowing whose "

@@ -51,7 +51,7 @@ def make_app(workspace: Workspace, jobs: Jobs, host: str, secret: str | None) ->
 
 
 def settle(workspace: Workspace) -> None:
-    """What Gradio reads from the environment when it is imported: no word to its makers, files only in the workspace."""
+    """What Gradio reads from the environment when it is imported: report nothing, put files into the workspace."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(workspace.root / UPLOADS)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -20,46 +22,7 @@ NAMES = {"en": "English", "zh": "中文"}
 TICK = 2.0  # seconds between two looks at the files
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
-CSS = """
-.nav-holder{display:none}
-.peft-top{display:flex;flex-wrap:wrap;gap:.25rem .9rem;align-items:baseline;border-bottom:1px solid var(--border-color-primary);padding-bottom:.6rem}
-.peft-top b{font-size:1.15rem;margin-right:.4rem}
-.peft-top a{color:var(--body-text-color-subdued);text-decoration:none;padding:.15rem 0}
-.peft-top a:hover{color:var(--body-text-color)}
-.peft-top a[aria-current]{color:var(--body-text-color);font-weight:600;border-bottom:2px solid var(--color-accent)}
-.peft-top .peft-language{margin-left:auto}
-.peft-doc{overflow-wrap:anywhere}
-.peft-doc .wide,.peft-chart{overflow-x:auto}
-.peft-doc table{border-collapse:collapse;margin:.5rem 0;font-size:.92rem}
-.peft-doc th,.peft-doc td{border:1px solid var(--border-color-primary);padding:.3rem .55rem;text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;min-width:4rem}
-.peft-doc th{background:var(--background-fill-secondary)}
-.peft-doc h2{font-size:1.05rem;margin:1.2rem 0 .3rem}
-.peft-doc figure{margin:.5rem 0}
-.peft-doc figcaption{display:none}
-.peft-doc .good{color:#0a7038;font-weight:600}.peft-doc .bad{color:#b3261e;font-weight:600}
-.dark .peft-doc .good{color:#5fd08f}.dark .peft-doc .bad{color:#ff8a80}
-.peft-charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:.8rem}
-.peft-chart svg,.peft-doc figure svg{width:100%;min-width:420px;height:auto;border-radius:6px}
-.peft-doc figure{overflow-x:auto;max-width:720px}
-.peft-cards{display:flex;flex-wrap:wrap;gap:.5rem}
-.peft-cards div{border:1px solid var(--border-color-primary);border-radius:6px;padding:.3rem .7rem;min-width:6rem}
-.peft-cards small{display:block;color:var(--body-text-color-subdued)}
-.peft-state{font-weight:600}
-.peft-state.running,.peft-state.starting{color:#2563eb}.peft-state.done{color:#0a7038}
-.peft-state.failed,.peft-state.lost{color:#b3261e}.peft-state.interrupted{color:#b45309}
-.dark .peft-state.running,.dark .peft-state.starting{color:#7aa7ff}.dark .peft-state.done{color:#5fd08f}
-.dark .peft-state.failed,.dark .peft-state.lost{color:#ff8a80}.dark .peft-state.interrupted{color:#f5b461}
-.peft-sample{border:1px solid var(--border-color-primary);border-radius:6px;padding:.6rem .8rem;margin:.5rem 0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.95rem}
-.peft-sample mark{background:#bbf7d0;color:#052e16;border-radius:2px}
-.dark .peft-sample mark{background:#14532d;color:#dcfce7}
-.peft-error{color:#b3261e;white-space:pre-wrap;overflow-wrap:anywhere}
-.dark .peft-error{color:#ff8a80}
-.peft-bar{display:flex;height:1.6rem;border-radius:4px;overflow:hidden;background:var(--background-fill-secondary);border:1px solid var(--border-color-primary)}
-.peft-bar span{display:block;height:100%}
-.peft-key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin:.4rem 0;font-size:.9rem}
-.peft-key i{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin-right:.3rem;vertical-align:-.1rem}
-.peft-log textarea{font-family:ui-monospace,Menlo,Consolas,monospace;font-size:.82rem}
-"""
+CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def theme() -> gr.themes.Base:
@@ -92,8 +55,6 @@ class Page:
         return careful
 
     def link(self, route: str, text: str, **query: str) -> str:
-        from urllib.parse import urlencode
-
         return f'<a href="/{self.language}/{route}{"?" + urlencode(query) if query else ""}">{escape(text)}</a>'
 
 
@@ -129,7 +90,8 @@ def curves(charts: Iterable[tuple[str, Sequence[Line]]], axis: str) -> str:
 
 def cards(values: dict[str, str]) -> str:
     """name -> value, the value as HTML."""
-    return f'<div class="peft-cards">{"".join(f"<div><small>{escape(k)}</small>{v}</div>" for k, v in values.items())}</div>'
+    boxes = "".join(f"<div><small>{escape(name)}</small>{value}</div>" for name, value in values.items())
+    return f'<div class="peft-cards">{boxes}</div>'
 
 
 def state(page: Page, name: str) -> str:
@@ -144,7 +106,7 @@ def log_box(page: Page, lines: int = 10) -> gr.Textbox:
     return gr.Textbox(label=page.say("log"), lines=lines, max_lines=lines, interactive=False, elem_classes=["peft-log"])
 
 
-# -- the panel of a job -------------------------------------------------------------------------------------------------
+# -- the panel of a job -----------------------------------------------------------------------------------------------
 
 
 def quiet() -> dict[str, Any]:

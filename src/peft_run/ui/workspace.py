@@ -157,6 +157,11 @@ class Workspace:
             found += [path.parent.name for path in sorted(Path(assets).glob("*/config.json"))]
         return found
 
+    def sweeps(self) -> list[str]:
+        """Folders of sweeps, newest first."""
+        found = [path.parent for path in (self.root / RUNS).glob("*/sweep-*/sweep.yaml")]
+        return [self.name(path) for path in newest_first(found)]
+
     def exports(self) -> list[str]:
         found = [path for path in (self.root / EXPORTS).iterdir() if path.is_dir() and not path.name.startswith(".")]
         return [self.name(path) for path in newest_first(found)]

@@ -39,9 +39,9 @@ def build(page: Page) -> None:
         task = gr.Dropdown(label=say("task"), choices=[AUTO, *get_args(Task)], value=AUTO, elem_id="task")
         format = gr.Dropdown(label=say("format"), choices=[AUTO, *FORMATS], value=AUTO)
         prompt = gr.Textbox(label=say("prompt"), placeholder=say("prompt_example"), elem_id="prompt")
+    found = gr.HTML(elem_id="found")
     with gr.Row():
         columns = [gr.Dropdown(choices=[], visible=False, min_width=140) for _ in range(FIELDS)]
-    found = gr.HTML(elem_id="found")
     with gr.Row():
         show = gr.Button(say("show_samples"), variant="primary", elem_id="show")
         keep = gr.Button(say("keep_mapping"), elem_id="keep")
@@ -99,7 +99,7 @@ def build(page: Page) -> None:
             return wrong(error.tell(page.language)), [], *boxes
         names = [*shape.required, *shape.optional][:FIELDS] if shape else []
         for i, field in enumerate(names):
-            boxes[i] = gr.Dropdown(label=field, choices=["", *known], value=mapping.get(field, ""), visible=True)
+            boxes[i] = gr.Dropdown(label=f"{field} ←", choices=["", *known], value=mapping.get(field, ""), visible=True)
         return message, names, *boxes
 
     def preview(name: str | None, task: str, format: str, prompt: str, names: list[str], *rest: Any) -> str:

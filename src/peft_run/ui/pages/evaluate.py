@@ -24,7 +24,7 @@ def build(page: Page) -> None:
             vote_tab(page)
 
 
-# -- evaluate -----------------------------------------------------------------------------------------------------------
+# -- evaluate ---------------------------------------------------------------------------------------------------------
 
 
 def evaluate_tab(page: Page) -> None:
@@ -87,7 +87,7 @@ def evaluation(page: Page, name: str) -> str:
     return document(make(entry.run, entry.result, entry.rows, page.language))
 
 
-# -- compare ------------------------------------------------------------------------------------------------------------
+# -- compare ----------------------------------------------------------------------------------------------------------
 
 
 def compare_tab(page: Page) -> None:
@@ -113,7 +113,7 @@ def compare_tab(page: Page) -> None:
     go.click(page.told(compared), inputs=runs, outputs=result, api_visibility="private")
 
 
-# -- blind vote ---------------------------------------------------------------------------------------------------------
+# -- blind vote -------------------------------------------------------------------------------------------------------
 
 
 def vote_tab(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""Train: recipe, model, data, method; the recipe's YAML and the command that runs it; the memory plan; and the start."""
+"""Train: recipe, model, data, method; the YAML and the command that come of them; the memory plan; and the start."""
 
 from __future__ import annotations
 
