@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from peft_run import ui
 from peft_run.compare import votes
 from peft_run.config import build
-from peft_run.errors import UsageError
+from peft_run.errors import RunError, UsageError
 from peft_run.ui import drafts
+from peft_run.ui.app import ROUTES
 from peft_run.ui.workspace import Workspace
 
 pytest.importorskip("starlette")
@@ -269,3 +273,31 @@ def test_votes_are_counted_whichever_side_was_named_first(tmp_path):
     given = votes.read(file, ["q", "p"])
     assert votes.tally(given, ["p", "q"]) == {"votes": {"p": 2, "q": 0, "same": 1}, "p": 0.5}
     assert votes.sign_test(5, 5) == 1 and votes.sign_test(0, 10) == pytest.approx(2 / 1024)
+
+
+# -- sentences, and what a sweep may be told
+
+
+def test_every_sentence_that_the_page_asks_for_is_there():
+    from peft_run.messages.ui import TABLE
+
+    files = [*Path(ui.__file__).parent.rglob("*.py"), Path(ui.__file__).parents[1] / "commands" / "ui.py"]
+    pattern = re.compile(r"""(?:say\(\s*["']|"ui\.)([a-z_]+)["']""")
+    asked = {key for file in files for key in pattern.findall(file.read_text(encoding="utf-8"))}
+    states = ("new", "starting", "running", "done", "failed", "interrupted", "lost", "gone")
+    asked |= {f"state_{name}" for name in states} | {f"page_{route or 'home'}" for route in ROUTES}
+    assert len(asked) > 100 and sorted(key for key in asked if f"ui.{key}" not in TABLE) == []
+
+
+def test_a_sweep_is_told_of_the_method_and_the_training_only(monkeypatch, workspace):
+    pytest.importorskip("gradio")
+    from peft_run.ui.pages.sweep import axes_of, options_of
+
+    assert axes_of("adapter.r=4,8\n\n lora_alpha=8,16 ") == ["--axis", "adapter.r=4,8", "--axis", "lora_alpha=8,16"]
+    assert options_of("--trials 8 --search=random") == ["--trials", "8", "--search", "random"]
+    for line in ("output.dir=/tmp", "output_dir=/tmp", "data.train=/etc/passwd", "model.path=/x", "--train-file=/x"):
+        with pytest.raises(RunError):
+            axes_of(line)
+    for text in ("-o /tmp", "--storage sqlite:///x", "--output.dir=/tmp", "data.train=/x"):
+        with pytest.raises(RunError):
+            options_of(text)

@@ -33,7 +33,15 @@ def build(page: Page) -> None:
     models = gr.CheckboxGroup(label=say("who_answers"), choices=[], elem_id="models")
     with gr.Row(equal_height=False):
         columns = [
-            gr.Chatbot(label="-", visible=False, height=380, render_markdown=False, min_width=240, elem_id=f"chat{i}")
+            gr.Chatbot(
+                label="-",
+                visible=False,
+                height=380,
+                render_markdown=False,
+                min_width=240,
+                buttons=["copy"],
+                elem_id=f"chat{i}",
+            )
             for i in range(COLUMNS)
         ]
     histories = gr.State([])  # one conversation a column
@@ -127,7 +135,13 @@ def build(page: Page) -> None:
         **quiet(),
     )
     cancel.click(None, cancels=[asking], **quiet())
-    new.click(cleared, inputs=models, outputs=[*columns, histories], **quiet())
+    gr.on(
+        [new.click, *(column.clear for column in columns)],
+        cleared,
+        inputs=models,
+        outputs=[*columns, histories],
+        **quiet(),
+    )
     keep.click(page.told(saved), inputs=[models, histories, best], **quiet())
 
 
