@@ -301,3 +301,18 @@ def test_a_sweep_is_told_of_the_method_and_the_training_only(monkeypatch, worksp
     for text in ("-o /tmp", "--storage sqlite:///x", "--output.dir=/tmp", "data.train=/x"):
         with pytest.raises(RunError):
             options_of(text)
+
+
+def test_the_preview_marks_exactly_what_is_learnt(tiny, tmp_path):
+    from peft_run.console import silent
+    from peft_run.data.dataset import load_dataset
+    from peft_run.data.preview import preview, segments
+    from peft_run.train.stage import make_task
+
+    (tmp_path / "chats.jsonl").write_text('{"instruction": "Say a.", "output": "a"}\n')
+    recipe = build({"model": {"path": str(tiny)}, "data": {"train": "chats.jsonl", "eval": {"split": 0}}}, tmp_path)
+    task = make_task(recipe, [])
+    (item,) = task.encode_all(load_dataset(recipe).train, silent(), training=False)
+    pieces = segments(item, task.tokenizer)
+    assert [text for text, learnt in pieces if learnt] == ["a<end>"] and "Say a." in pieces[0][0]
+    assert preview(item, task.tokenizer, colour=False) == pieces[0][0] + "⟦a<end>⟧"

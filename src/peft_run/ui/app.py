@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any
 
 from peft_run.messages import LANGUAGES
 from peft_run.ui.gate import Gate, language_of
 from peft_run.ui.jobs import Jobs
-from peft_run.ui.workspace import UPLOADS, Workspace
+from peft_run.ui.workspace import JOBS, UPLOADS, Workspace
 
 ROUTES = ("", "data", "train", "runs", "sweep", "evaluate", "chat", "export", "serve")
 LARGEST_UPLOAD = "2gb"
@@ -43,6 +44,7 @@ def make_app(workspace: Workspace, jobs: Jobs, host: str, secret: str | None) ->
             css=CSS,
             footer_links=[],
             allowed_paths=[],
+            blocked_paths=[str(workspace.root / JOBS)],
             max_file_size=LARGEST_UPLOAD,
             ssr_mode=False,
             show_error=True,
@@ -54,7 +56,10 @@ def settle(workspace: Workspace) -> None:
     """What Gradio reads from the environment when it is imported: report nothing, put files into the workspace."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["GRADIO_TEMP_DIR"] = str(workspace.root / UPLOADS)
+    uploads = workspace.root / UPLOADS
+    shutil.rmtree(uploads, ignore_errors=True)  # what was uploaded before was copied to where it belongs
+    uploads.mkdir()
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
 
 
 def blocks(workspace: Workspace, jobs: Jobs, language: str) -> Any:

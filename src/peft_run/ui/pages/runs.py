@@ -5,6 +5,7 @@ All that is shown is read from the run's folder, so it is whole however often th
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -15,6 +16,8 @@ from peft_run.progress import clock_time
 from peft_run.run import CONFIG, STATUS, Run
 from peft_run.ui.jobs import GONE, state_of, stop_run, tail
 from peft_run.ui.layout import TICK, Page, cards, curves, log_box, quiet, state, table, wrong
+
+POINTS = 2000  # of a curve
 
 
 def build(page: Page) -> None:
@@ -55,7 +58,8 @@ def build(page: Page) -> None:
         opened_run = workspace.run(name)
         now = state_of(opened_run)
         events = opened_run.events()
-        pictures = curves(charts(events, page.language).values(), say("step")) if events else ""
+        found = charts(thinned(events), page.language).values()
+        pictures = curves(found, say("step")) if events else ""
         can_resume = now in (GONE, "interrupted", "failed") and not (opened_run / "artefact.json").is_file()
         return (
             facts(page, opened_run, now, events),
@@ -88,6 +92,12 @@ def build(page: Page) -> None:
     gr.on([run.change, other.change], page.told(compared), inputs=[run, other], outputs=difference, **quiet())
     stop.click(page.told(end), inputs=run, outputs=shown, **quiet())
     resume.click(page.told(go_on), inputs=run, outputs=shown, **quiet())
+
+
+def thinned(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every so manieth step, so that the curve of a long run stays a picture and not a file; all evaluations."""
+    stride = math.ceil(sum("loss" in event for event in events) / POINTS) or 1
+    return [event for i, event in enumerate(events) if "loss" not in event or i % stride == 0]
 
 
 def facts(page: Page, run: Run, now: str, events: list[dict[str, Any]]) -> str:

@@ -32,6 +32,7 @@ def build(page: Page) -> None:
         with gr.Row():
             load = gr.Button(say("load"))
             unload = gr.Button(say("unload"))
+            halt = gr.Button(say("stop_server"))
     with gr.Accordion(say("snippets"), open=True):
         curl = gr.Code(label="curl", language="shell", interactive=False, elem_id="curl")
         python = gr.Code(label="Python", language="python", interactive=False, elem_id="python")
@@ -86,6 +87,10 @@ def build(page: Page) -> None:
         server_of(id).unload(name or (PurePosixPath(run).parent.name if run else ""))
         return look()
 
+    def halted(id: str | None) -> tuple[Any, ...]:
+        server_of(id).job.stop()
+        return look()
+
     outputs = [servers, curl, python]
     page.blocks.load(opened, outputs=[runs, base, adapter], **quiet())
     page.blocks.load(look, outputs=outputs, **quiet())
@@ -97,6 +102,7 @@ def build(page: Page) -> None:
     )
     load.click(page.told(loaded), inputs=[server, adapter, name], outputs=outputs, **quiet())
     unload.click(page.told(unloaded), inputs=[server, adapter, name], outputs=outputs, **quiet())
+    halt.click(page.told(halted), inputs=server, outputs=outputs, **quiet())
 
 
 def model_of(server: Server) -> str:
