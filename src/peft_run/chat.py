@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,9 +74,13 @@ class Chat:
             self.messages.append({"role": "assistant", "content": said.strip()})
 
     def save(self, path: Path) -> None:
-        """Append the conversation to a file of training samples."""
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+        save_sample(path, self.messages)
+
+
+def save_sample(path: Path, messages: Sequence[dict[str, str]]) -> None:
+    """Append a conversation to a file of training samples."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"messages": list(messages)}, ensure_ascii=False) + "\n")
 
 
 def talk(chat: Chat, console: Console, *, compare: bool) -> None:

@@ -71,8 +71,9 @@ class Document:
                 parts.append(f"![{markdown_text(block[1])}]({block[2]})")
         return "\n\n".join(parts) + "\n"
 
-    def html(self) -> str:
-        parts = [f"<h1>{html.escape(self.title)}</h1>"]
+    def body(self) -> str:
+        """The blocks as HTML, without a page around them: for pages of another kind. STYLE says how they look."""
+        parts = []
         for kind, block in self.blocks:
             if kind == "heading":
                 parts.append(f"<h2>{html.escape(block)}</h2>")
@@ -87,13 +88,16 @@ class Document:
             else:
                 svg, caption, _ = block
                 parts.append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        return "\n".join(parts)
+
+    def html(self) -> str:
         language = {"zh": "zh-CN"}.get(self.language, self.language)
         return (
             f'<!doctype html>\n<html lang="{language}"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
             f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head>\n<body>\n"
-            + "\n".join(parts)
-            + "\n</body></html>\n"
+            f"<h1>{html.escape(self.title)}</h1>\n{self.body()}"
+            "\n</body></html>\n"
         )
 
 

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from peft.storage.files import flush
-
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
@@ -50,6 +48,8 @@ def read_json(path: Path) -> Any:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `path` when it is complete; what stood there goes."""
+    from peft.storage.files import flush  # here, because `import peft` loads torch, and small files need none of it
+
     beside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
     beside.mkdir(parents=True)
     try:

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     from peft_run.console import print_json
     from peft_run.data.dataset import load_dataset
+    from peft_run.data.preview import segments
     from peft_run.data.stats import statistics
 
     recipe = recipe_of(args)
@@ -39,6 +40,8 @@ def main(args: argparse.Namespace) -> int:
     found = statistics(dataset, {part: [item.length for item in encoded] for part, encoded in items.items()})
     found["task"] = recipe.task
     if args.json:
+        if task is not None:
+            found["preview"] = [segments(item, task.tokenizer) for item in items["train"][: args.samples]]
         print_json(found)
     else:
         show(found, args)
