@@ -76,7 +76,8 @@ def _check_rank(rank):
 def _check_config(config):
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise TypeError(
-            f"Could not detect any layer that supports LoRA conversion: {config.peft_type.value} adapts no layer's weight."
+            "Could not detect any layer that supports LoRA conversion: "
+            f"{config.peft_type.value} adapts no layer's weight."
         )
     if (bias := getattr(config, "bias", "none")) != "none":
         raise ValueError(f"The adapter's config sets bias={bias}, this is not supported right now.")
