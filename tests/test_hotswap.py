@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
+from peft import KasaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from peft.errors import PeftWarning
 from peft.integrations.hotswap import (
     check_hotswap_configs_compatible,
@@ -204,6 +204,17 @@ def test_refusals_change_nothing(other, change, error, message):
     before = models.run(model, "llama")
     with pytest.raises(error, match=message):
         swap(model, adapted(seed=2, **other), change or (lambda tensors: tensors))
+    assert models.run(model, "llama").equal(before)
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, False), (False, True), (True, True)])
+def test_kasa_is_refused(first, second):
+    """What it does is more than its factors; Hugging Face PEFT swaps a plain LoRA in and computes something else."""
+    kasa = {"kasa_config": KasaConfig()}
+    model, other = (adapted(**(kasa if k else {})) for k in (first, second))
+    before = models.run(model, "llama")
+    with pytest.raises(ValueError, match="KaSA adapter also takes"):
+        swap(model, other)
     assert models.run(model, "llama").equal(before)
 
 

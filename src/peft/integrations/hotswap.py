@@ -152,6 +152,11 @@ def _check_swappable(adapters, name, config):
             "Adapters initialised by pissa or olora subtract their start from the update, so they cannot be swapped. "
             "Convert them to plain LoRA with peft.save_as_lora."
         )
+    if config.kasa_config is not None or any(a.title == "KaSA" for a in adapters):
+        raise AdapterError(
+            "A KaSA adapter also takes small components of the base weight away, so it cannot be swapped. Load it as "
+            "an adapter of its own and activate that."
+        )
 
 
 def _by_place(model, state_dict, name, parameter_prefix):
