@@ -39,12 +39,17 @@ COMMON = (
     *("data.eval.split=0.03", "eval.sample=160"),
 )
 TASKS = {
-    "zh-sentiment": Task("zh-sentiment", "recipe.yaml", ("accuracy", "loss"), ("train.steps=30", "train.batch=16")),
+    "zh-sentiment": Task(
+        "zh-sentiment", "recipe.yaml", ("accuracy", "loss"), ("train.steps=100", "train.batch=8", "train.lr=5e-4")
+    ),
     "zh-sentiment-head": Task(
         "zh-sentiment", "head.yaml", ("accuracy", "loss"), ("train.steps=140", "train.batch=8", "train.lr=1e-3")
     ),
     "zh-summary": Task(
-        "zh-summary", "recipe.yaml", ("rougeL", "bleu", "loss"), ("train.steps=60", "train.batch=4", "eval.sample=100")
+        "zh-summary",
+        "recipe.yaml",
+        ("rougeL", "bleu", "loss"),
+        ("train.steps=50", "train.batch=4", "train.lr=3e-4", "eval.sample=80"),
     ),
     "zh-qa": Task("zh-qa", "recipe.yaml", ("exact_match", "rougeL", "loss"), ("train.steps=100", "train.batch=8")),
     "zh-poem": Task("zh-poem", "recipe.yaml", ("same_length", "rougeL", "loss"), ("train.steps=100", "train.batch=8")),
