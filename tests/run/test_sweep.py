@@ -234,12 +234,13 @@ def test_killed_and_stopped_a_sweep_goes_on_and_ends_the_same(recipe, tmp_path):
         assert train(Run.create(alone), alone)["eval_loss"] == trials[number]["eval_loss"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_takes_its_process_down_is_recorded_and_the_next_one_runs(recipe, tmp_path, monkeypatch):
     """The system kills the worker in the middle of the first trial."""
-    from peft_run.sweep.stage import Worker
+    from peft_run.sweep.child import Child
 
     killed = []
-    ask = Worker.ask
+    ask = Child.ask
 
     def once(self, job, evaluated, interrupted):
         def then(event):
@@ -250,7 +251,7 @@ def test_a_trial_that_takes_its_process_down_is_recorded_and_the_next_one_runs(r
 
         return ask(self, job, then, interrupted)
 
-    monkeypatch.setattr(Worker, "ask", once)
+    monkeypatch.setattr(Child, "ask", once)
     chosen = load_settings(None, ["adapter.r=2,3"], evaluate=False)
     folder = start(chosen, load(recipe), silent())
     first, second = folder.trials().values()
@@ -264,7 +265,7 @@ def test_a_trial_that_takes_its_process_down_is_recorded_and_the_next_one_runs(r
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="Optuna is not installed")
 def test_a_study_is_resumed_shared_and_prunes(recipe, tmp_path, monkeypatch):
     from peft_run.sweep import resume
-    from peft_run.sweep.stage import Worker
+    from peft_run.sweep.child import Child
 
     axes = {"train.lr": {"low": 1e-5, "high": 1e-1, "log": True}, "adapter.r": [2, 4], "adapter.method": ["lora"]}
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
@@ -278,7 +279,7 @@ def test_a_study_is_resumed_shared_and_prunes(recipe, tmp_path, monkeypatch):
     assert list(second.trials()) == [2], "another machine takes the trial that is left"
 
     own = load_settings(None, [], axes=axes, search="tpe", trials=8, evaluate=False, prune="median")
-    monkeypatch.setattr(Worker, "ask", answers())
+    monkeypatch.setattr(Child, "ask", answers())
     with pytest.raises(Interrupted):
         start(own, load(recipe), silent())
     third = max((Folder(p) for p in (tmp_path / "runs" / "words").glob("sweep-*")), key=lambda f: len(f.trials()))
