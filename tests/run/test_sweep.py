@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import peft_run
 from peft_run import base, kept
 from peft_run.config import build, load
 from peft_run.console import silent
@@ -186,7 +189,9 @@ def test_a_sweep_its_report_and_its_best_recipe(recipe, tmp_path, capsys):
 
 def begin(tmp_path, *words):
     command = [sys.executable, "-m", "peft_run", "sweep", *map(str, words)]
-    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(peft_run.__file__).parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
 
 
 def wait_for(process, tmp_path, pattern, text):
