@@ -60,7 +60,8 @@ def chart(title: str, lines: Sequence[Line], x_name: str, ticks: Sequence[tuple[
 def canvas(title: str, height: int) -> list[str]:
     """A white page with its title; what follows must close it."""
     return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="{FONT}" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'font-family="{FONT}" font-size="12">',
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
         f'<text x="{LEFT}" y="24" font-size="15" font-weight="600" fill="#111">{escape(title)}</text>',
     ]

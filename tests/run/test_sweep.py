@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import peft_run
 from peft_run import base, kept
 from peft_run.config import build, load
 from peft_run.console import silent
@@ -186,7 +189,9 @@ def test_a_sweep_its_report_and_its_best_recipe(recipe, tmp_path, capsys):
 
 def begin(tmp_path, *words):
     command = [sys.executable, "-m", "peft_run", "sweep", *map(str, words)]
-    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(Path(peft_run.__file__).parents[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)
 
 
 def wait_for(process, tmp_path, pattern, text):
@@ -234,12 +239,13 @@ def test_killed_and_stopped_a_sweep_goes_on_and_ends_the_same(recipe, tmp_path):
         assert train(Run.create(alone), alone)["eval_loss"] == trials[number]["eval_loss"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_takes_its_process_down_is_recorded_and_the_next_one_runs(recipe, tmp_path, monkeypatch):
     """The system kills the worker in the middle of the first trial."""
-    from peft_run.sweep.stage import Worker
+    from peft_run.sweep.child import Child
 
     killed = []
-    ask = Worker.ask
+    ask = Child.ask
 
     def once(self, job, evaluated, interrupted):
         def then(event):
@@ -250,7 +256,7 @@ def test_a_trial_that_takes_its_process_down_is_recorded_and_the_next_one_runs(r
 
         return ask(self, job, then, interrupted)
 
-    monkeypatch.setattr(Worker, "ask", once)
+    monkeypatch.setattr(Child, "ask", once)
     chosen = load_settings(None, ["adapter.r=2,3"], evaluate=False)
     folder = start(chosen, load(recipe), silent())
     first, second = folder.trials().values()
@@ -264,7 +270,7 @@ def test_a_trial_that_takes_its_process_down_is_recorded_and_the_next_one_runs(r
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="Optuna is not installed")
 def test_a_study_is_resumed_shared_and_prunes(recipe, tmp_path, monkeypatch):
     from peft_run.sweep import resume
-    from peft_run.sweep.stage import Worker
+    from peft_run.sweep.child import Child
 
     axes = {"train.lr": {"low": 1e-5, "high": 1e-1, "log": True}, "adapter.r": [2, 4], "adapter.method": ["lora"]}
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
@@ -278,7 +284,7 @@ def test_a_study_is_resumed_shared_and_prunes(recipe, tmp_path, monkeypatch):
     assert list(second.trials()) == [2], "another machine takes the trial that is left"
 
     own = load_settings(None, [], axes=axes, search="tpe", trials=8, evaluate=False, prune="median")
-    monkeypatch.setattr(Worker, "ask", answers())
+    monkeypatch.setattr(Child, "ask", answers())
     with pytest.raises(Interrupted):
         start(own, load(recipe), silent())
     third = max((Folder(p) for p in (tmp_path / "runs" / "words").glob("sweep-*")), key=lambda f: len(f.trials()))

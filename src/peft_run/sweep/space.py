@@ -75,6 +75,10 @@ class Space:
         """The value as the recipe has it: `"1e-4"` is a number, 8.0 a rank of 8."""
         return look_up(recipe_at(self.recipe, {name: value}).model_dump(mode="json"), name)
 
+    def lists(self) -> dict[str, list[Any]]:
+        """The axes that are lists of values."""
+        return {axis.name: axis.values for axis in self.axes if axis.values is not None}
+
     @property
     def size(self) -> float:
         return math.prod(axis.size for axis in self.axes)

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from peft_run.run import METRICS, Run
+from peft_run.sweep.child import INTERRUPTED
 from peft_run.sweep.folder import DONE, FAILED, PRUNED, Folder
 from peft_run.sweep.settings import LOSS
 
 if TYPE_CHECKING:
     from peft_run.console import Console
 
-INTERRUPTED, CHECKED = "interrupted", "checked"
+CHECKED = "checked"
 PATIENCE = 30  # seconds that a worker waits for the one of a killed sweep to be gone
 
 Tell = Callable[[dict[str, Any]], None]
