@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the process that computes")
     parser.add_argument("--python", default=os.environ.get("PEFT_UPSTREAM_PYTHON"))
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--note", default="", help="what else is to be known of the run, for the page")
     parser.add_argument("--only", nargs="+", choices=[*TITLES, "many"], default=[*TITLES, "many"], help="contenders")
     args = parser.parse_args()
     page = [introduction(args)]
@@ -98,7 +99,7 @@ def measure(args: argparse.Namespace, kind: Kind, folder: Path) -> str:
                 else:
                     result = other(who, args, folder)
                 found.setdefault(who, []).append(result)
-                print(kind.title, who, round(rate(result), 1), file=sys.stderr)
+                print(kind.title, who, *(round(rate(result, clock), 1) for clock in CLOCKS), file=sys.stderr)
     return section(kind, found, plan)
 
 
@@ -315,6 +316,7 @@ def introduction(args: argparse.Namespace) -> str:
         f"{args.rounds} rounds. Ours is asked over HTTP and streams; upstream (peft {upstream.VERSION}) runs in a "
         "process of its own without HTTP. A padded batch ends with its longest answer. Processor time is that of the "
         "server, or of upstream's process: where other programs ran beside the benchmark, it says more.\n"
+        + (f"\n{args.note}\n" if args.note else "")
     )
 
 

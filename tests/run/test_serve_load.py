@@ -96,9 +96,9 @@ def test_nobody_gets_anothers_answer(tiny, folder, seconds):
                         wrong.append(path)
                     if turn % 3 == 2:
                         server.post("/v1/unload_lora_adapter", {"lora_name": "guest"})
-                        status, _, _ = server.send(
-                            "POST", "/v1/completions", json.dumps({**asked[0], "model": "guest"})
-                        )
+                        body = json.dumps({**asked[0], "model": "guest"})
+                        kind = {"content-type": "application/json"}
+                        status, _, _ = server.send("POST", "/v1/completions", body, **kind)
                         if status != 404:
                             wrong.append(status)
             except Exception as error:

@@ -38,8 +38,8 @@ def of(layer, names, x):
     if any(f is None or f.row_scale is not None or f.dropout or not isinstance(f.s, float) for f in factors):
         return None
     factors = [f.absorbed() for f in factors]
-    while len(layer.banks) >= MOST:
-        del layer.banks[next(iter(layer.banks))]  # the oldest
+    for key in list(layer.banks)[: 1 - MOST]:  # the oldest; another thread may do the same
+        layer.banks.pop(key, None)
     layer.banks[names, x.dtype] = bank = Bank(layer, names, adapters, factors, x.dtype)
     return bank
 
@@ -49,10 +49,10 @@ def _known(banks, names, dtype):
     found = banks.get((names, dtype))
     if found is None:
         wanted = set(names)
-        fitting = [b for (_, d), b in banks.items() if d is dtype and len(b.names) <= 2 * len(names)]
+        fitting = [b for (_, d), b in list(banks.items()) if d is dtype and len(b.names) <= 2 * len(names)]
         found = min((b for b in fitting if wanted <= b.held), key=lambda b: len(b.names), default=None)
     if found is not None and not found.sources.unchanged():
-        del banks[found.names, dtype]
+        banks.pop((found.names, dtype), None)
         found = None
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SEED = 2**63
 MOST_TOKENS = 1 << 20  # the model's own limit is checked later
@@ -13,6 +13,17 @@ MOST_ROWS = 256  # of one request
 Text = Annotated[str, Field(max_length=4 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def no(value: bool) -> bool:
+    if value:
+        raise ValueError("true is not served")
+    return value
+
+
+# Not Literal, which takes False for 0 and True for 1.
+Zero = Annotated[float, Field(ge=0, le=0)]
+No = Annotated[bool, AfterValidator(no), Field(json_schema_extra={"const": False})]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -51,8 +62,8 @@ class Asked(Strict):
     ignore_eos: bool = False  # go on behind the tokens that end an answer: vLLM's field, for measurements
     stream: bool = False
     stream_options: StreamOptions | None = None
-    presence_penalty: Literal[0] = 0
-    frequency_penalty: Literal[0] = 0
+    presence_penalty: Zero = 0
+    frequency_penalty: Zero = 0
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     user: Name | None = None
     # Clients send these by default; they change nothing here.
@@ -80,8 +91,8 @@ class CompletionRequest(Asked):
     )
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] = False
-    best_of: Literal[1] | None = None
+    echo: No = False
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
 class EmbeddingRequest(Strict):
