@@ -259,7 +259,10 @@ TABLE = {
     "ui.port": {"en": "Port", "zh": "端口"},
     "ui.port_free": {"en": "0: any free one", "zh": "0：任选空闲端口"},
     "ui.address": {"en": "address", "zh": "地址"},
-    "ui.load_adapters": {"en": "One server: load and unload adapters, stop", "zh": "单个服务器：加载与卸载适配器、停止"},
+    "ui.load_adapters": {
+        "en": "One server: load and unload adapters, stop",
+        "zh": "单个服务器：加载与卸载适配器、停止",
+    },
     "ui.served_as": {"en": "Called", "zh": "服务中的名称"},
     "ui.load": {"en": "Load", "zh": "加载"},
     "ui.stop_server": {"en": "Stop this server", "zh": "停止此服务器"},
