@@ -316,3 +316,21 @@ def test_the_preview_marks_exactly_what_is_learnt(tiny, tmp_path):
     pieces = segments(item, task.tokenizer)
     assert [text for text, learnt in pieces if learnt] == ["a<end>"] and "Say a." in pieces[0][0]
     assert preview(item, task.tokenizer, colour=False) == pieces[0][0] + "⟦a<end>⟧"
+
+
+def test_the_memory_plan_is_drawn_to_scale():
+    pytest.importorskip("gradio")
+    from peft_run.messages import sentence
+    from peft_run.ui import plan
+    from peft_run.ui.command import Answer
+
+    page = SimpleNamespace(say=lambda key, **values: sentence(f"ui.{key}", "en", **values))
+    lora = dict.fromkeys(plan.PARTS, 10 << 20) | {"peak": 50 << 20}
+    full = dict.fromkeys(plan.PARTS, 40 << 20) | {"peak": 200 << 20}
+    result = {"method": "lora", "room": 100 << 20, "plans": {"full": full, "lora": lora}, "largest": {"batch": 3}}
+    drawn = plan.shown(page, Answer(0, result, ""))
+    assert drawn.index("<b>lora</b>") < drawn.index("<b>full</b>")  # the recipe's own comes first
+    assert 'class="good">50 MiB / 100 MiB' in drawn and 'class="bad">200 MiB / 100 MiB' in drawn
+    assert drawn.count("width:5.00%") == 5 and drawn.count("width:20.00%") == 5
+    assert "too big" in plan.shown(page, Answer(4, result, "too big"))
+    assert plan.shown(page, Answer(2, None, "<no>")) == '<p class="peft-error">&lt;no&gt;</p>'

@@ -48,7 +48,8 @@ def build(page: Page) -> None:
         names = workspace.runs()
         if names == before:
             return gr.skip(), gr.skip(), gr.skip(), *look(name)
-        name = name if name in names else next(iter(names), None)
+        if name not in names or name in before[:1]:  # who watches the newest run, goes on to the next one
+            name = next(iter(names), None)
         return gr.Dropdown(choices=names, value=name), gr.Dropdown(choices=names), names, *look(name)
 
     def look(name: str | None) -> tuple[Any, ...]:
