@@ -73,10 +73,23 @@ def read_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: A
         settings["quantization_config"] = quantization(recipe, dtype)
     if model.attn != "auto":
         settings["attn_implementation"] = model.attn
-    loaded = fetch(getattr(transformers, auto_class), where, recipe, dtype=dtype, **settings)
+    loaded, missing = read(getattr(transformers, auto_class), where, recipe, dtype=dtype, **settings)
+    if missing:  # heads of some models seek the body under another name than files have, and start it at random
+        body, missing = read(transformers.AutoModel, where, recipe, dtype=dtype, **settings)
+        if missing or type(body) is not type(loaded.base_model):
+            raise UsageError("base.missing", path=where, model=type(loaded).__name__, key=min(missing, default="-"))
+        setattr(loaded, loaded.base_model_prefix, body)
     if model.quant is None:
         loaded = loaded.to(device_of(recipe))
     return loaded
+
+
+def read(cls: Any, where: str, recipe: Recipe, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and which weights of its body the files lack. A new head, or a pooler below it, is trained anyway."""
+    model, info = fetch(cls, where, recipe, output_loading_info=True, **settings)
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    inner = {f"{prefix}{name}" for name, _ in model.base_model.named_parameters()}
+    return model, sorted(key for key in info["missing_keys"] if key in inner and "pooler" not in key)
 
 
 def fetch(cls: Any, where: str, recipe: Recipe, **settings: Any) -> Any:

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from test_train import CHATS, recipe_for, train_one
+from transformers import AutoModel
 
 from peft_run import artefact
+from peft_run.base import load_base
 from peft_run.console import silent
 from peft_run.data.render import Renderer
 from peft_run.tasks import make
@@ -63,6 +65,14 @@ QUESTIONS = [
 def test_spans_are_learnt(tmp_path, tiny):
     _, result = train_one(tmp_path, tiny, QUESTIONS, task="qa", train={"epochs": 30, "lr": 2e-2})
     assert result["loss_last"] < 0.5 * result["loss_first"]
+
+
+@pytest.mark.parametrize("head", ["QuestionAnswering", "TokenClassification", "SequenceClassification", "CausalLM"])
+def test_below_its_output_layer_a_model_has_the_weights_of_its_files(tmp_path, tiny, head):
+    given = AutoModel.from_pretrained(tiny).state_dict()
+    model = load_base(recipe_for(tmp_path, tiny, []), f"AutoModelFor{head}", torch.float32)
+    body = model.base_model.state_dict()
+    assert body.keys() == given.keys() and all(torch.equal(body[k], given[k]) for k in given)
 
 
 def test_every_window_of_a_long_text_knows_whether_it_holds_the_answer(tmp_path, tiny):

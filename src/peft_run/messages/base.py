@@ -19,6 +19,10 @@ TABLE = {
         "zh": "本机没有模型 {path}，也无法下载。有网络时请运行 `hf download {path}`，或把 model.path 设为本地文件夹。",
     },
     "base.broken": {"en": "the model {path} cannot be loaded: {problem}", "zh": "无法加载模型 {path}：{problem}"},
+    "base.missing": {
+        "en": "{path} lacks weights that {model} needs ({key}), which would be random: take another model or task.",
+        "zh": "{path} 缺少 {model} 所需的权重（{key}），它们会是随机值：请换模型或任务。",
+    },
     "base.slow_tokenizer": {
         "en": "{path} has no tokenizer.json; it is needed to tell which tokens an answer has.",
         "zh": "{path} 没有 tokenizer.json；需要它来确定回答对应哪些词元。",
