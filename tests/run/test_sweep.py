@@ -206,7 +206,15 @@ def wait_for(process, tmp_path, pattern, text):
 
 @pytest.mark.slow
 def test_killed_and_stopped_a_sweep_goes_on_and_ends_the_same(recipe, tmp_path):
-    axes = ["--axis", "adapter.r=2,3", "train.steps=40", "--objective", "loss"]
+    axes = [
+        "--axis",
+        "adapter.r=2,3",
+        "train.steps=200",
+        "train.eval_every=100",
+        "train.save_every=10",
+        "--objective",
+        "loss",
+    ]
     process = begin(tmp_path, recipe, *axes)
     wait_for(process, tmp_path, "runs/words/sweep-*/trials/0000/2*/trainer_log.jsonl", '"step": 9,')
     process.kill()
