@@ -215,6 +215,7 @@ def test_from_a_csv_to_an_exported_model(site, chromium, tmp_path, language):
     assert "adapter.r" in page.locator("#comparison").inner_text()
 
     page = window.open(f"{site.url}/{language}/chat")
+    page.locator("#runs", has_text=names[1]).wait_for()  # the list comes after the page
     page.locator("#load").click()
     page.locator("#models label", has_text="tiny").wait_for()
     fill(page, "#ask", "很好！")
@@ -234,6 +235,7 @@ def test_from_a_csv_to_an_exported_model(site, chromium, tmp_path, language):
     page.locator("#servers", has_text=say(language, "no_server")).wait_for()
 
     page = window.open(f"{site.url}/{language}/export")
+    page.wait_for_function("() => document.querySelector('#run input').value !== ''")
     fill(page, "#name", f"merged-{language}")
     page.locator("#export").click()
     page.locator("#exports", has_text=f"merged-{language}").wait_for()
