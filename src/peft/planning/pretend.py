@@ -10,8 +10,8 @@ from torch.overrides import TorchFunctionMode
 
 META = torch.device("meta")
 SDPA = torch.nn.functional.scaled_dot_product_attention
-ASKED = {torch.Tensor.device.__get__: None, torch.Tensor.is_meta.__get__: "meta"} | {
-    getattr(torch.Tensor, f"is_{kind}").__get__: kind for kind in ("cpu", "cuda", "xpu", "mps")
+ASKED = {torch.Tensor.device.__get__: None} | {
+    getattr(torch.Tensor, f"is_{kind}").__get__: kind for kind in ("meta", "cpu", "cuda", "xpu", "mps")
 }  # what a tensor is asked about its device -> the device type that the answer is true for
 
 READ = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.item}

@@ -69,7 +69,7 @@ class Tracker(TorchDispatchMode):
 
 
 # -- the same operation on the same shapes, as in every block, is computed once --------------------------------------
-_results = {}  # key of a call -> what its tensors are made of
+_results: dict = {}  # key of a call -> what its tensors are made of
 
 
 def computed(function, args, kwargs):
