@@ -184,7 +184,7 @@ class Layout:
             place_of.update((row, slot * longest + i) for i, row in enumerate(own))
             index += own + [own[0] if own else 0] * (longest - len(own))
         rows = sorted(place_of)
-        in_order = index == list(range(size))
+        in_order = index == list(range(size)) and len(rows) == size  # a row without an adapter may stand for padding
         self.index = None if in_order else torch.tensor(index, device=device)
         self.places = torch.tensor([place_of[row] for row in rows], device=device)
         self.rows = None if len(rows) == size else torch.tensor(rows, device=device)
