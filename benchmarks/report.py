@@ -238,9 +238,14 @@ def plot(results: dict, file: Path) -> None:
     plt.close(figure)
 
 
-def write(results: dict, file: Path) -> None:
+def keep(results: dict, file: Path) -> None:
+    """What is measured so far, for a run that does not come to its end."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def write(results: dict, file: Path) -> None:
+    keep(results, file)
     text = table(results)
     file.with_suffix(".md").write_text(text + "\n")
     plot(results, file.with_suffix(".png"))

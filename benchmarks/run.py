@@ -82,6 +82,7 @@ def measure_everything(options: argparse.Namespace, contenders: dict[str, Conten
         started = time.perf_counter()
         result = measure_row(row, contenders, options.rounds)
         results["rows"].append(result)
+        report.keep(results, options.output)
         say(f"{report.one_line(result)}  [{time.perf_counter() - started:.0f} s]")
     return results
 
