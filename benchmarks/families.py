@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from families_tasks import TASKS, no_arguments
+from families_tasks import TASKS, no_arguments, prompt_lengths
 from transformers.utils import logging
 
 import peft
@@ -133,11 +133,6 @@ def _trained(task, task_name: str, name: str, options: argparse.Namespace) -> di
         "training_seconds": seconds,
         "learning_rate": family.rates[list(TASKS).index(task_name)],
     }
-
-
-def prompt_lengths(batch: dict[str, torch.Tensor], answer: int) -> dict:
-    """What ReFT takes beside the batch: how much of each row is not the answer, which it must not touch."""
-    return {"prompt_lengths": batch["attention_mask"].sum(1) - answer}
 
 
 def table(rows: list[dict]) -> str:

@@ -33,6 +33,11 @@ def no_arguments(batch: Batch, answer: int) -> dict:
     return {}
 
 
+def prompt_lengths(batch: Batch, answer: int) -> dict:
+    """What ReFT takes beside the batch: how much of each row is not the answer, which it must not touch."""
+    return {"prompt_lengths": batch["attention_mask"].sum(1) - answer}
+
+
 class Reviews:
     """The sentiment of Chinese reviews, which SmolLM2-135M-Instruct is to write."""
 

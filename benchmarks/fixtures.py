@@ -76,11 +76,10 @@ def base_model(dtype: str, *, own_weights: bool = False):
     return model.requires_grad_(False).eval()
 
 
-def quantized_model(dtype: str, storage: str):
-    """The base model with linear layers in 4 or 8 bits, flagged as transformers does it."""
+def quantize(model, storage: str, dtype: torch.dtype):
+    """The model with its linear layers but the last in "nf4", "fp4", "nf4_double" or "int8"."""
     import bitsandbytes
 
-    model = base_model(dtype)
     for path, linear in list(model.named_modules()):
         if type(linear) is not torch.nn.Linear or path == "lm_head":
             continue
@@ -88,10 +87,20 @@ def quantized_model(dtype: str, storage: str):
         if storage == "int8":
             made = bitsandbytes.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
         else:
-            made = bitsandbytes.nn.Linear4bit(*shape, compute_dtype=DTYPES[dtype], quant_type=storage)
+            double = storage.endswith("double")
+            made = bitsandbytes.nn.Linear4bit(
+                *shape, compute_dtype=dtype, compress_statistics=double, quant_type=storage[:3]
+            )
         made.load_state_dict(linear.state_dict())
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, made.to("cpu"))
+    return model
+
+
+def quantized_model(dtype: str, storage: str):
+    """The base model with linear layers in 4 or 8 bits, flagged as transformers does it."""
+    # bitsandbytes' own default is double quantization
+    model = quantize(base_model(dtype), storage if storage == "int8" else f"{storage}_double", DTYPES[dtype])
     model.is_loaded_in_8bit, model.is_loaded_in_4bit = storage == "int8", storage != "int8"
     return model.requires_grad_(False).eval()
 

@@ -10,7 +10,7 @@ table says that a method learns, not which is best.
 from __future__ import annotations
 
 import argparse
-import itertools
+import copy
 import json
 import sys
 import tempfile
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import methods
 import torch
-from families_tasks import Reviews, no_arguments
+from families import FAMILIES
+from families_tasks import Reviews, no_arguments, prompt_lengths
 from transformers.utils import logging
 
 import peft
@@ -59,12 +60,7 @@ VARIANTS = {  # of LoRA: arguments beside r and lora_alpha
     "BD-LoRA": {"use_bdlora": ("BdLoraConfig", {"nblocks": 4, "target_modules_bd_a": methods.PROJECTIONS})},
     "aLoRA": {"alora_invocation_tokens": "invocation"},
 }
-PROMPTS = {
-    "PROMPT_TUNING": ("PromptTuningConfig", {"num_virtual_tokens": 16}),
-    "P_TUNING": ("PromptEncoderConfig", {"num_virtual_tokens": 16, "encoder_hidden_size": 128}),
-    "PREFIX_TUNING": ("PrefixTuningConfig", {"num_virtual_tokens": 16}),
-    "BOTTLENECK": ("BottleneckConfig", {}),
-}
+OTHERS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "BOTTLENECK")  # as in families.py
 
 
 class Taught:
@@ -72,12 +68,10 @@ class Taught:
 
     def __init__(self, seed: int) -> None:
         self.task, self.seed = Reviews(seed, HELD_OUT), seed
-        self.start = self.task.base().state_dict()
+        self.untaught = self.task.base()
 
     def base(self) -> torch.nn.Module:
-        model = self.task.base()
-        model.load_state_dict(self.start)
-        return model
+        return copy.deepcopy(self.untaught)
 
     def config(self, name: str) -> peft.PeftConfig:
         if name in VARIANTS:
@@ -85,9 +79,9 @@ class Taught:
             return peft.LoraConfig(
                 r=16, lora_alpha=32, target_modules=methods.PROJECTIONS, task_type="CAUSAL_LM", **options
             )
-        if name in PROMPTS:
-            config, arguments = PROMPTS[name]
-            return getattr(peft, config)(task_type="CAUSAL_LM", **arguments)
+        if name in OTHERS:
+            family = FAMILIES[name]
+            return getattr(peft, family.config)(task_type="CAUSAL_LM", **family.arguments)
         config = methods.config(name)
         if name == "ADALORA":
             config.total_step = STEPS
@@ -128,7 +122,7 @@ class Taught:
 
 def arguments_of(name: str):
     if name == "REFT":
-        return lambda batch, answer: {"prompt_lengths": batch["attention_mask"].sum(1) - answer}
+        return prompt_lengths
     if name == "POLY":
         return lambda batch, answer: {"task_ids": torch.zeros(len(batch["input_ids"]), dtype=torch.long)}
     return no_arguments
@@ -201,7 +195,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*methods.METHODS, *VARIANTS, *PROMPTS, "XLORA"]
+    names = [*methods.METHODS, *VARIANTS, *OTHERS, "XLORA"]
     parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="METHOD")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -222,7 +216,7 @@ def main() -> int:
             rows[name] = {"method": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
         print(line(rows[name]), file=sys.stderr, flush=True)
         if options.output:
-            ordered = [rows[n] for n in itertools.chain(names) if n in rows]
+            ordered = [rows[n] for n in names if n in rows]
             about = {"steps": STEPS, "batch": BATCH, "torch": torch.__version__, "rows": ordered}
             options.output.write_text(json.dumps(about, indent=1) + "\n")
             options.output.with_suffix(".md").write_text(table(ordered), encoding="utf-8")

@@ -94,32 +94,12 @@ def made(config, dtype: str, storage: str | None, method: str, checkpointing: bo
 
     base = LlamaForCausalLM._from_config(config, dtype=fixtures.DTYPES[dtype])
     if storage is not None:
-        quantize(base, storage, fixtures.DTYPES[dtype])
+        fixtures.quantize(base, storage, fixtures.DTYPES[dtype])
     model = base if method == "full" else peft.get_peft_model(base, peft_config(method))
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     return model.train(), torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-
-
-def quantize(model, storage: str, dtype) -> None:
-    import bitsandbytes
-    import torch
-
-    for path, linear in list(model.named_modules()):
-        if type(linear) is not torch.nn.Linear or path == "lm_head":
-            continue
-        sizes = linear.in_features, linear.out_features, False
-        if storage == "int8":
-            new = bitsandbytes.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0)
-        else:
-            double = storage.endswith("double")
-            new = bitsandbytes.nn.Linear4bit(
-                *sizes, compute_dtype=dtype, compress_statistics=double, quant_type=storage[:3]
-            )
-        new.load_state_dict(linear.state_dict())
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, new.to("cpu"))
 
 
 def step(model, optimizer, batch: int, length: int, vocabulary: int) -> None:

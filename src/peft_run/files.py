@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from peft_run.errors import UsageError
+
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
@@ -26,6 +28,12 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def check_parent(path: Path) -> None:
+    """Raises UsageError where the folder that a file is to be written into is not there."""
+    if not path.parent.is_dir():
+        raise UsageError("predict.no_folder", path=path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peft_run.config import Recipe
 
+RECIPES = (".yaml", ".yml", ".json")  # how the name of a recipe file ends
+
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a recipe file; `peft init` writes one")
@@ -30,7 +32,7 @@ def split_overrides(args: argparse.Namespace) -> list[str]:
         if args.recipe is not None:
             overrides.insert(0, args.recipe)
         args.recipe, args.config = args.config, None
-    elif args.recipe is not None and "=" in args.recipe and not args.recipe.endswith((".yaml", ".yml", ".json")):
+    elif args.recipe is not None and "=" in args.recipe and not args.recipe.endswith(RECIPES):
         overrides.insert(0, args.recipe)
         args.recipe = None
     args.overrides = overrides

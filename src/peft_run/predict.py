@@ -19,7 +19,7 @@ from peft_run.data.questions import find, question
 from peft_run.data.read import read
 from peft_run.errors import UsageError
 from peft_run.evaluate.changes import load_tuned
-from peft_run.files import new_file
+from peft_run.files import check_parent, new_file
 from peft_run.run import Run
 from peft_run.waiting import counted
 
@@ -105,8 +105,7 @@ def check_target(target: Path | None) -> None:
         return
     if target.suffix.lower() not in KINDS:
         raise UsageError("predict.unknown_kind", path=target, known=", ".join(KINDS))
-    if not target.parent.is_dir():
-        raise UsageError("predict.no_folder", path=target.parent)
+    check_parent(target)
 
 
 @contextmanager

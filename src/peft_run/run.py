@@ -44,7 +44,7 @@ class Run:
         """A new run of this recipe, with the recipe saved in it before anything else happens."""
         group = group_of(recipe, given)
         recipe.output.name = group.name  # so that the saved recipe belongs to the same experiment
-        run = cls(group / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")
+        run = cls(group / fresh_name())
         run.path.mkdir(parents=True)
         write_text(run / CONFIG, dump(recipe, run.path))
         if given is not None:
@@ -189,6 +189,11 @@ def point(pointer: Path, name: str) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         write_text(pointer, name + "\n")
+
+
+def fresh_name() -> str:
+    """The name of a new folder: names sort by the time at which they were made."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
 
 
 def group_of(recipe: Recipe, given: Path | None = None) -> Path:

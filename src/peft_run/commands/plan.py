@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 HELP = {"en": "estimate memory before training, and what would fit", "zh": "训练前估算内存，并给出可行的方案"}
 ALIASES = ("estimate",)
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "evaluation", "peak")
-RECIPES = (".yaml", ".yml", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +68,7 @@ def main(args: argparse.Namespace) -> int:
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe with its changes; a model alone makes one of defaults."""
     from peft_run.config import load
+    from peft_run.options import RECIPES
 
     overrides = [*args.overrides, *args.free]
     if args.method:

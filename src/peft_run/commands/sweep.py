@@ -119,7 +119,7 @@ def best(folder: Folder, args: argparse.Namespace) -> int:
     from peft_run.config import dump
     from peft_run.console import print_json
     from peft_run.errors import UsageError
-    from peft_run.files import write_text
+    from peft_run.files import check_parent, write_text
     from peft_run.sweep.results import ranking
 
     ranked = ranking(list(folder.trials().values()), folder.settings)
@@ -128,8 +128,7 @@ def best(folder: Folder, args: argparse.Namespace) -> int:
     recipe = folder.recipe_of(ranked[0]["values"])
     path = Path(args.output) if args.output else None
     if path is not None:
-        if not path.parent.is_dir():
-            raise UsageError("predict.no_folder", path=path.parent)
+        check_parent(path)
         if path.exists():
             raise UsageError("sweep.there_already", path=path)
         write_text(path, dump(recipe, path.parent.resolve()))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 HELP = {"en": "fine-tune a model as a recipe says", "zh": "按配方微调模型"}
 ALIASES = ("sft", "finetune", "ft")
-RECIPES = (".yaml", ".yml", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +90,8 @@ def work(args: argparse.Namespace) -> int:
 
 def settle(args: argparse.Namespace) -> None:
     """`--resume recipe.yaml` is `--resume` of that recipe."""
+    from peft_run.options import RECIPES
+
     asked = args.resume
     if asked not in (None, "auto") and asked.endswith(RECIPES) and not Path(asked).with_name("status.json").exists():
         args.overrides = [*([args.recipe] if args.recipe else []), *args.overrides]

@@ -8,9 +8,8 @@ from typing import Any
 
 from peft_run.compare.collect import FACTS
 from peft_run.document import Document
-from peft_run.errors import UsageError
 from peft_run.evaluate import report
-from peft_run.files import write_text
+from peft_run.files import check_parent, write_text
 from peft_run.messages import sentence
 from peft_run.plots import smooth
 from peft_run.run import Run
@@ -118,6 +117,5 @@ def samples_table(
 
 
 def write(result: dict[str, Any], runs: Sequence[Run], path: Path, language: str) -> None:
-    if not path.parent.is_dir():
-        raise UsageError("predict.no_folder", path=path.parent)
+    check_parent(path)
     write_text(path, page(result, runs, language).html())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_run.errors import UsageError
@@ -27,7 +26,7 @@ def probe(recipe: Recipe, console: Console) -> dict[str, Any]:
     from peft_run.data.dataset import load_dataset
     from peft_run.plan.recipe import changed
     from peft_run.run import Run
-    from peft_run.train.loop import Loop, peak_memory
+    from peft_run.train.loop import Loop, forget_peak, peak_memory
     from peft_run.train.stage import make_model, make_task
 
     dataset = load_dataset(recipe)
@@ -42,14 +41,14 @@ def probe(recipe: Recipe, console: Console) -> dict[str, Any]:
         task.prepare(model)
         loop = Loop(run, recipe, task, model, longest, [], dtype=dtype, added=added, console=console)
         total = Loop(run, recipe, task, model, items, [], dtype=dtype, added=added, console=console).total
-        if loop.device.type == "cpu" and Path("/proc/self/clear_refs").exists():
-            Path("/proc/self/clear_refs").write_text("5")
+        if loop.device.type == "cpu":
+            forget_peak()
         loop.started, loop.tokens_before = time.monotonic(), 0
         for _ in range(STEPS):
             seconds, tokens = time.monotonic(), loop.state.tokens
             loop.step()
             seconds, tokens = time.monotonic() - seconds, loop.state.tokens - tokens
-    peak = peak_memory(loop.device) if loop.device.type == "cuda" else highest() - before
+    peak = peak_memory(loop.device) - (0 if loop.device.type == "cuda" else before)
     per_step = sum(item.length for item in items) / len(items) * recipe.train.batch * recipe.train.accumulate
     return {
         "step_seconds": round(seconds, 3),
@@ -57,14 +56,3 @@ def probe(recipe: Recipe, console: Console) -> dict[str, Any]:
         "steps": total,
         "seconds": round(seconds * min(1.0, per_step / max(1, tokens)) * total, 1),
     }
-
-
-def highest() -> int:
-    """The most main memory that the process has had since the last look."""
-    lines = Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else []
-    import torch
-
-    from peft_run.train.loop import peak_memory
-
-    found = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return next(found, peak_memory(torch.device("cpu")))

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
-import uuid
 from pathlib import Path
 from typing import Any
 
 from peft_run.config import Recipe, dump, load
 from peft_run.errors import UsageError
 from peft_run.files import write_text
-from peft_run.run import Run, group_of
+from peft_run.run import Run, fresh_name, group_of
 from peft_run.sweep.settings import Settings, load_settings
 from peft_run.sweep.space import Point, recipe_at
 
@@ -45,7 +43,7 @@ class Folder:
         if settings.name is not None:
             group = group.with_name(settings.name)
         settings.name = recipe.output.name = group.name
-        folder = cls(group / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}")
+        folder = cls(group / f"sweep-{fresh_name()}")
         folder.path.mkdir(parents=True)
         folder.write(settings, recipe)
         write_text(folder / "command.txt", command + "\n")

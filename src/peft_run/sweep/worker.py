@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from peft_run.run import METRICS, Run
+from peft_run.run import Run
 from peft_run.sweep.child import INTERRUPTED
 from peft_run.sweep.folder import DONE, FAILED, PRUNED, Folder
 from peft_run.sweep.settings import LOSS
@@ -67,7 +67,7 @@ def trial(folder: Folder, number: int, point: dict[str, Any], console: Console, 
     recipe = run.recipe
     with console.copied_to(run / "run.log"):
         try:
-            if "train" not in run.read_json(METRICS, {}):
+            if not run.trained:
                 forget_peak()
                 train(run, recipe, console, resume=True)
             if settings.evaluate:

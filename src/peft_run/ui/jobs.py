@@ -16,14 +16,13 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peft_run.errors import INTERRUPTED
 from peft_run.files import read_json, write_json
-from peft_run.run import STATUS, Run
+from peft_run.run import STATUS, Run, fresh_name
 from peft_run.ui.keeper import ASKED, BEGAN, ENDED, LOG, OUT
 from peft_run.ui.workspace import JOBS, Workspace
 
@@ -76,9 +75,9 @@ class Job:
         code = self.code
         if code is not None:
             return {0: "done", INTERRUPTED: "interrupted", -signal.SIGINT: "interrupted"}.get(code, "failed")
-        if self.pid is not None:
-            return "running"
         began, asked = self._noted(BEGAN), self.asked["at"]
+        if self.pid is not None or (began and is_running(began["keeper"], began["began"])):
+            return "running"  # also while the keeper has yet to note the end of its command
         if not began and time.time() - asked < START_SECONDS:
             return "starting"
         return "lost" if self.code is None else self.state
@@ -122,7 +121,7 @@ class Jobs:
         **more: Any,
     ) -> Job:
         """`start("train", "train", "recipes/a.yaml", language="en")` runs `peft train recipes/a.yaml`, detached."""
-        folder = self.workspace.root / JOBS / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        folder = self.workspace.root / JOBS / fresh_name()
         folder.mkdir(mode=0o700)
         write_json(
             folder / ASKED,
@@ -147,8 +146,7 @@ class Jobs:
 
     def all(self, *kinds: str) -> list[Job]:
         """Newest first. A folder that a crash left without its first file is no job."""
-        folders = sorted((self.workspace.root / JOBS).glob(f"*/{ASKED}"), reverse=True)
-        found = [Job(path.parent) for path in folders]
+        found = [Job(path.parent) for path in (self.workspace.root / JOBS).glob(f"*/{ASKED}")]
         return sorted(
             (job for job in found if not kinds or job.kind in kinds), key=lambda job: job.asked["at"], reverse=True
         )
