@@ -17,15 +17,6 @@ import peft
 from peft import LoraConfig, get_peft_model, surface
 from peft.compat_table import ALIASES, rows
 
-# Names of upstream 0.21.2's `peft.__all__` that are still to come, by what brings them.
-LATER = {
-    name
-    for names in {
-        "caches of transformers before 4.54": "bloom_model_postprocess_past_key_value",
-    }.values()
-    for name in names.split()
-}
-
 HERE = """
 LoftQConfig replace_lora_weights_loftq
 AdaLoraConfig AdaLoraModel AdamssConfig AdamssModel AdaptionPromptConfig AdaptionPromptModel ArrowConfig AutoPeftModel
@@ -46,7 +37,8 @@ PveraConfig PveraModel RandLoraConfig RandLoraModel RoadConfig RoadModel ShadowC
 ShiraModel SupertuningConfig SupertuningModel TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING TaskType
 TinyLoraConfig TinyLoraModel TrainableTokensConfig TrainableTokensModel UniLoraConfig UniLoraModel VBLoRAConfig
 VBLoRAModel VeloraConfig VeraConfig VeraModel WaveFTConfig WaveFTModel XLoraConfig
-XLoraModel cast_mixed_precision_params compose_cartridge_adapters convert_to_lora create_arrow_model
+XLoraModel bloom_model_postprocess_past_key_value
+cast_mixed_precision_params compose_cartridge_adapters convert_to_lora create_arrow_model
 find_kappa_target_modules
 get_base_model_state_dict get_eva_state_dict get_layer_status get_model_status get_peft_config get_peft_model
 get_peft_model_state_dict initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text
@@ -70,6 +62,8 @@ CONSUMERS = {
     "peft.helpers": "disable_input_dtype_casting",
     "peft.tuners.lora": "LoraLayer",
     "peft.tuners.lora.layer": "LoraLayer",
+    "peft.tuners.loha.layer": "LoHaLayer",
+    "peft.tuners.lokr.layer": "LoKrLayer factorization",
     "peft.tuners.tuners_utils": "BaseTunerLayer",
     "peft.utils": "ModulesToSaveWrapper _get_submodules get_peft_model_state_dict",
     "peft.utils.other": "AuxiliaryTrainingWrapper fsdp_auto_wrap_policy",
@@ -102,10 +96,7 @@ def test_table_is_the_surface():
     assert set(peft.__all__) == {"__version__", *surface.HOME_OF}
     assert len(peft.__all__) == len(set(peft.__all__))
     assert set(surface.HOME_OF) == {*HERE.split(), *OURS.split()}
-    assert not LATER & set(surface.HOME_OF)
-    assert len(LATER) + len(HERE.split()) == 154
-    for name in sorted(LATER):
-        assert not hasattr(peft, name), f"{name} is here now: take it off the list"
+    assert len(HERE.split()) == 154
 
 
 def test_star_import():
@@ -141,6 +132,53 @@ def test_what_others_import(module, names):
         pytest.skip("transformers is not installed")
     for name in names.split():
         exec(f"from {module} import {name}", {})
+
+
+def test_modules_without_memory():
+    from peft.utils.integrations import init_empty_weights, skip_init_on_device
+
+    with init_empty_weights():
+        norm, small = nn.BatchNorm1d(4), skip_init_on_device(Small)()
+        again = nn.Linear(2, 2)
+    assert norm.weight.is_meta and not norm.running_mean.is_meta and again.weight.is_meta
+    assert not any(p.is_meta for p in small.parameters())
+    with init_empty_weights(include_buffers=True):
+        assert nn.BatchNorm1d(4).running_mean.is_meta
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_shapes_of_old_caches():
+    from peft.utils.constants import bloom_model_postprocess_past_key_value as bloom
+    from peft.utils.constants import starcoder_model_postprocess_past_key_value as starcoder
+
+    layers, batch, heads, length, width = 2, 3, 4, 5, 6
+    pairs = [torch.randn(2, batch, heads, length, width) for _ in range(layers)]
+    found = bloom(pairs)
+    assert len(found) == layers
+    for key, value in found:
+        assert key.shape == (batch * heads, width, length) and value.shape == (batch * heads, length, width)
+    assert torch.equal(found[1][1], pairs[1][1].reshape(batch * heads, length, width))
+    pairs = [torch.randn(2, batch, 1, length, width) for _ in range(layers)]
+    assert torch.equal(starcoder(pairs)[1], torch.cat([pairs[1][0, :, 0], pairs[1][1, :, 0]], -1))
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        ({}, None),
+        ({"use_dora": True}, "DoraLinearVariant"),
+        ({"init_lora_weights": "mica"}, "MiCALinearVariant"),
+        ({"kasa_config": peft.KasaConfig()}, "KasaLinearVariant"),
+        ({"velora_config": peft.VeloraConfig()}, "VeloraLinearVariant"),
+    ],
+)
+def test_variants_by_class(options, title):
+    from peft.tuners.lora import variants
+
+    layer = get_peft_model(Small(), LoraConfig(r=2, target_modules=["a"], **options)).base_model.model.a
+    known = {name: getattr(variants, name) for name in variants.__all__}
+    found = [name for name, cls in known.items() for v in layer.lora_variant.values() if isinstance(v, cls)]
+    assert found == ([title] if title else [])
 
 
 def test_ways_to_import():

@@ -54,6 +54,15 @@ CARTRIDGE_TOOLS = (
     "compose_cartridge_adapters initialize_kv_prefix_from_past_key_values initialize_kv_prefix_from_text "
     "prompt_embeddings_from_past_key_values"
 )
+PARTS = {  # further names: upstream's module -> (home, names)
+    "adamss.asa_callback": ("methods.adamss_callback", "AdamssAsaCallback"),
+    "lokr.layer": ("methods.lokr", "factorization"),
+    "poly.router": ("methods.poly", "PolyRouter"),
+    "shadow.layers": ("methods.shadow.detached", "DetachedShadowModel"),
+    "shira.mask_functions": ("methods.shira", "random_mask"),
+    "xlora.classifier": ("methods.xlora.classifier", "XLoraClassifier"),
+    "xlora.layer": ("methods.xlora.layer", "XLoraLayer"),
+}
 MODEL_LEVEL = {
     "adaption_prompt": "AdaptionPrompt",
     "shadow": "Shadow",
@@ -141,6 +150,10 @@ def aliases():
         found[f"{path}.config"] = {home: configs}
         found[f"{path}.model"] = {home: encoders}
     found["tuners.cartridge.utils"] = {"prompts.cartridge": CARTRIDGE_TOOLS}
+    for path, (home, name) in PARTS.items():
+        found.setdefault(f"tuners.{path}", {})[home] = " ".join(
+            [*found.get(f"tuners.{path}", {}).get(home, "").split(), *name.split()]
+        )
     return found
 
 

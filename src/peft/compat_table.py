@@ -46,8 +46,15 @@ LORA_CONFIGS = {
     "methods.lora.loftq": "LoftQConfig",
     "methods.lora.monteclora": "MontecloraConfig",
     "methods.lora.velora": "VeloraConfig",
+    "methods.lora.eva": "EvaConfig",
+    "methods.lora.loraga": "LoraGAConfig",
 }
-ARROW = {"methods.lora.arrow": "create_arrow_model"}
+LORA_FUNCTIONS = {
+    "methods.lora.arrow": "create_arrow_model",
+    "methods.lora.convert": "convert_to_lora save_as_lora",
+    "methods.lora.eva": "get_eva_state_dict initialize_lora_eva_weights",
+    "methods.lora.loraga": "preprocess_loraga",
+}
 LORA_LAYERS = {
     "by_kind": "Conv2d=lora.conv2 Conv3d=lora.conv3 Embedding=lora.embedding Linear=lora.linear "
     "ParamWrapper=lora.param",
@@ -65,7 +72,17 @@ LORA_QUANTIZED = {  # module -> its classes
     "torchao": "TorchaoLoraLinear=lora.torchao",
 }
 LOFTQ = {"methods.lora.loftq": "replace_lora_weights_loftq"}
-LORA_CONVERSION = {"methods.lora.convert": "convert_to_lora save_as_lora"}
+LORA_VARIANTS = {  # how the names of its classes begin -> the kinds of layers
+    "ALora": "Linear",
+    "Arrow": "Linear",
+    "BdLora": "Linear",
+    "Dora": "Linear Embedding Conv1d Conv2d Conv3d",
+    "Kasa": "Linear",
+    "MiCA": "Linear Embedding",
+    "Monteclora": "Linear",
+    "QALora": "Linear",
+    "Velora": "Linear",
+}
 MIXED = {"mixed": "COMPATIBLE_TUNER_TYPES MixedModel"}
 SHARED_VERBS = {"functional": "cast_adapter_dtype delete_adapter set_adapter set_requires_grad"}
 
@@ -109,8 +126,7 @@ ALIASES = {
     "tuners": _merged(
         LORA_CONFIGS,
         {"methods.lora.model": "LoraModel"},
-        LORA_CONVERSION,
-        ARROW,
+        LORA_FUNCTIONS,
         {"mixed": "MixedModel"},
         compat_methods.public(),
     ),
@@ -146,22 +162,34 @@ ALIASES = {
         LORA_LAYERS,
         {"by_kind": " ".join(LORA_QUANTIZED[module] for module in ("bnb", "eetq", "gptq"))},
         {"methods.lora.model": "LoraModel"},
-        LORA_CONVERSION,
-        ARROW,
+        LORA_FUNCTIONS,
     ),
     **{f"tuners.lora.{module}": {"by_kind": classes} for module, classes in LORA_QUANTIZED.items()},
     "tuners.lora.arrow": {"methods.lora.arrow": "ArrowConfig create_arrow_model"},
-    "tuners.lora.config": LORA_CONFIGS,
-    "tuners.lora.conversion": LORA_CONVERSION,
+    "tuners.lora.config": _merged(LORA_CONFIGS, {"methods.lora.corda": "CordaConfig"}),
+    "tuners.lora.conversion": {"methods.lora.convert": "convert_to_lora save_as_lora"},
+    "tuners.lora.corda": {"methods.lora.corda": "CordaEigens preprocess_corda"},
+    "tuners.lora.eva": {
+        "methods.lora.eva": "forward_fn_dict get_eva_state_dict initialize_lora_eva_weights "
+        "prepare_layer_inputs_fn_language_modeling prepare_model_inputs_fn_language_modeling"
+    },
     "tuners.lora.intruders": {"methods.lora.intruders": "reduce_intruder_dimension"},
     "tuners.lora.layer": _merged(
         LORA_LAYERS, {"by_kind": "Conv1d=lora.conv1 MultiheadAttention=lora.mha _ConvNd=lora.conv"}
     ),
+    "tuners.lora.loraga": {"methods.lora.loraga": "preprocess_loraga"},
     "tuners.lora.model": {
         "methods.lora.lora": "LoraLayer",
         "methods.lora.model": "LoraModel",
         "methods.lora.config": "LoraConfig",
     },
+    "tuners.lora.monteclora": {"methods.lora.monteclora": "MontecloraSampler=Sampler"},
+    "tuners.lora.variants": {
+        "methods.lora.variants": " ".join(
+            f"{v}{kind}Variant" for v, kinds in LORA_VARIANTS.items() for kind in kinds.split()
+        )
+    },
+    "tuners.lycoris_utils": {"methods.lycoris": "LycorisConfig LycorisLayer"},
     "tuners.mixed": MIXED,
     "tuners.mixed.model": MIXED,
     # -- utilities -----------------------------------------------------------------------------------------------
@@ -172,7 +200,8 @@ ALIASES = {
             "core.checkpoint": "EMBEDDING_LAYER_NAMES",
             "core.match": "DUMMY_TARGET_MODULES MIN_TARGET_MODULES_FOR_OPTIMIZATION=CONDENSE_FROM "
             "SEQ_CLS_HEAD_NAMES=HEAD_NAMES",
-            "legacy": "DUMMY_MODEL_CONFIG TOKENIZER_CONFIG_NAME",
+            "legacy": "DUMMY_MODEL_CONFIG TOKENIZER_CONFIG_NAME bloom_model_postprocess_past_key_value "
+            "starcoder_model_postprocess_past_key_value",
         },
     ),
     "utils.error": ERRORS,
@@ -180,9 +209,10 @@ ALIASES = {
         "integrations.hotswap": "CONFIG_KEYS_TO_CHECK check_hotswap_configs_compatible hotswap_adapter "
         "hotswap_adapter_from_state_dict prepare_model_for_compiled_hotswap"
     },
+    "utils.incremental_pca": {"ops.incremental_pca": "IncrementalPCA"},
     "utils.integrations": {
         "integrations.parallel": "check_deepspeed_zero3_enabled gather_params_ctx",
-        "legacy": "dequantize_module_weight get_bnb_param_type",
+        "legacy": "dequantize_module_weight get_bnb_param_type init_empty_weights skip_init_on_device",
     },
     "utils.loftq_utils": LOFTQ,
     "utils.merge_utils": {

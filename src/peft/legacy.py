@@ -5,7 +5,9 @@ Each is a thin reading of what the house has; a function without users here and 
 
 import contextlib
 import copy
+import functools
 import re
+import threading
 from types import SimpleNamespace
 
 import torch
@@ -268,6 +270,62 @@ def str_to_bool(value):
     if word in ("n", "no", "f", "false", "off", "0"):
         return 0
     raise ValueError(f"invalid truth value {word!r}")
+
+
+# -- making modules without memory -------------------------------------------------------------------------------------
+_really = threading.local()  # .made is True inside a function that skip_init_on_device wraps
+
+
+@contextlib.contextmanager
+def init_empty_weights(include_buffers=None):
+    """While inside, the parameters of new modules are on the meta device; with include_buffers all new tensors are."""
+    if include_buffers:
+        with torch.device("meta"):
+            yield
+        return
+    register = nn.Module.register_parameter
+
+    def register_empty(module, name, param):
+        register(module, name, param)
+        if param is not None and not getattr(_really, "made", False):
+            module._parameters[name] = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+
+    nn.Module.register_parameter = register_empty
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def skip_init_on_device(function):
+    """The function, whose modules have memory even inside `init_empty_weights`."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        before, _really.made = getattr(_really, "made", False), True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _really.made = before
+
+    return wrapper
+
+
+# -- caches of transformers before 4.54 --------------------------------------------------------------------------------
+def bloom_model_postprocess_past_key_value(past_key_values):
+    """Tensors that together hold keys, then values (2 x layers, batch, heads, length, width) -> ((key, value) a layer).
+
+    Keys are (batch x heads, width, length), values (batch x heads, length, width).
+    """
+    keys, values = torch.cat(tuple(past_key_values)).chunk(2)
+    layers, batch, heads, length, width = keys.shape
+    keys = keys.transpose(2, 3).reshape(layers, batch * heads, width, length)
+    return tuple(zip(keys, values.reshape(layers, batch * heads, length, width)))
+
+
+def starcoder_model_postprocess_past_key_value(past_key_values):
+    """(2, batch, 1, length, width) for each layer -> (batch, length, 2 x width), as multi-query caches have it."""
+    return tuple(torch.cat([keys, values], dim=-1)[:, 0] for keys, values in past_key_values)
 
 
 # -- keys of files -----------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ HOMES = {
     "core.merging_files": ["save_merged"],
     "core.defaults": ["TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING"],
     "weights": ["load_peft_weights"],
+    "legacy": ["bloom_model_postprocess_past_key_value"],
     "status": ["get_layer_status", "get_model_status"],
     "integrations.training": ["cast_mixed_precision_params", "prepare_model_for_kbit_training", "shift_tokens_right"],
     "methods.lora.arrow": ["ArrowConfig", "create_arrow_model"],

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
-CGROUPS = (  # limit and use of a container, second version and first
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+CGROUPS = (  # a container's limit, its use, and what of that are cached files; second version and first
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 GPU_CONTEXT = 512 << 20  # what CUDA takes of a GPU for itself
 
@@ -44,7 +44,7 @@ def room(device: torch.device, allowed: str | None) -> int:
 
 def available() -> int:
     """Bytes of main memory that are free or can be made free, for this machine or the container that this is in."""
-    found = [size for limit, used in CGROUPS if (size := left_in(Path(limit), Path(used))) is not None]
+    found = [size for group in CGROUPS if (size := left_in(*group)) is not None]
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
@@ -55,12 +55,19 @@ def available() -> int:
     return min(found)
 
 
-def left_in(limit: Path, used: Path) -> int | None:
+def left_in(folder: str | Path, limit: str, used: str, cached: str) -> int | None:
+    """Bytes that a container may still take, or None where it has no limit. Cached files give way to a program."""
     try:
-        most, now = limit.read_text().strip(), used.read_text().strip()
+        most, now = ((Path(folder) / name).read_text().strip() for name in (limit, used))
     except OSError:
         return None
-    return None if most == "max" else max(0, int(most) - int(now))
+    if most == "max":
+        return None
+    try:
+        parts = dict(line.split() for line in (Path(folder) / "memory.stat").read_text().splitlines())
+    except OSError:
+        parts = {}
+    return max(0, int(most) - int(now) + int(parts.get(cached, 0)))
 
 
 def resident() -> int:

@@ -135,12 +135,17 @@ def test_wrong_sizes(text, recipe, capsys):
 
 
 def test_memory_of_a_container(tmp_path):
-    limit, used = tmp_path / "max", tmp_path / "current"
-    assert memory.left_in(limit, used) is None
-    limit.write_text("max\n"), used.write_text("5\n")
-    assert memory.left_in(limit, used) is None
-    limit.write_text("1000\n")
-    assert memory.left_in(limit, used) == 995
+    def left():
+        return memory.left_in(tmp_path, "memory.max", "memory.current", "inactive_file")
+
+    assert left() is None
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert left() is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert left() == 100
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 550\nactive_file 50\n")
+    assert left() == 650, "cached files give way"
     assert memory.available() > 0 and memory.resident() > 1 << 20
 
 

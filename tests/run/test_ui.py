@@ -244,6 +244,83 @@ def test_from_a_csv_to_an_exported_model(site, chromium, tmp_path, language):
     window.check(site)
 
 
+@pytest.fixture(scope="module")
+def judged(assets, tmp_path_factory):
+    """A page with two runs that are trained and judged, by the command line."""
+    site = Site(tmp_path_factory.mktemp("ui2") / "space", assets)
+    try:
+        (site.folder / "data" / "x.csv").write_text(CSV, encoding="utf-8")
+        for name in ("one", "two"):
+            recipe = site.folder / "recipes" / f"{name}.yaml"
+            recipe.write_text(
+                "model: {path: tiny, dtype: fp32}\n"
+                "data: {train: ../data/x.csv, prompt: '评论：{text}'}\n"
+                "eval: {generate: {max_new_tokens: 4}}\n"
+                "train: {steps: 30, lr: 0.01}\n"
+                f"output: {{dir: ../runs, name: {name}}}\ntrack: {{plots: false}}\n",
+                encoding="utf-8",
+            )
+            for words in (("train", str(recipe)), ("evaluate", str(site.folder / "runs" / name / "latest"))):
+                subprocess.run(
+                    [sys.executable, "-m", "peft_run", *words, "--offline"],
+                    env={**os.environ, "PYTHONPATH": python_path(), "PEFT_ASSETS": str(assets)},
+                    check=True,
+                    capture_output=True,
+                )
+        yield site
+    finally:
+        site.end_all()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_plan_sweep_vote_and_adapters_of_a_running_server(judged, chromium, language):
+    window = Browser(chromium, language)
+
+    page = window.open(f"{judged.url}/{language}/train")
+    page.locator("#yaml", has_text="x.csv").wait_for()
+    page.locator("#plan").click()
+    page.locator(".peft-bar span").first.wait_for()
+    widths = page.eval_on_selector_all(".peft-bar span", "all => all.map(one => one.getBoundingClientRect().width)")
+    assert sum(widths) > 0
+
+    page = window.open(f"{judged.url}/{language}/sweep")
+    page.wait_for_function("() => document.querySelector('#recipe input').value !== ''")
+    choose(page, "#recipe", "one.yaml")
+    fill(page, "#axes", "train.lr=0.001,0.02")
+    page.locator("#start").click()
+    page.locator("#result table").first.wait_for()
+    page.wait_for_function("() => /0\\.02/.test(document.querySelector('#result').innerText)")
+    page.locator(".peft-state.done").wait_for()
+    page.locator("#best").click()
+    best = judged.folder / "recipes" / ("one-sweep-best.yaml" if language == "en" else "one-sweep-best-2.yaml")
+    page.get_by_text(f"recipes/{best.name}").wait_for()
+    assert "lr" in best.read_text(encoding="utf-8")
+
+    page = window.open(f"{judged.url}/{language}/evaluate")
+    page.get_by_role("tab", name=say(language, "vote"), exact=True).click()
+    choose(page, "#first", "two" if language == "en" else "one")
+    page.locator("#left .peft-sample").wait_for()
+    assert page.locator("#question").inner_text() and page.locator("#right .peft-sample").count() == 1
+    page.locator("#left_better").click()
+    page.locator("#tally table").wait_for()
+    page.wait_for_function("() => /\\b1\\b/.test(document.querySelector('#tally table').innerText)")
+    assert (judged.folder / "votes.jsonl").read_text(encoding="utf-8").strip()
+
+    page = window.open(f"{judged.url}/{language}/serve")
+    page.locator("#runs", has_text="two").wait_for()
+    page.locator("#start").click()
+    page.locator("#servers td", has_text="two").wait_for()
+    page.get_by_role("button", name=say(language, "load_adapters")).click()
+    page.get_by_label(say(language, "served_as")).fill("late")
+    page.get_by_role("button", name=say(language, "load"), exact=True).click()
+    page.locator("#servers td", has_text="late").wait_for()
+    page.get_by_role("button", name=say(language, "unload"), exact=True).click()
+    page.locator("#servers td", has_text="late").wait_for(state="detached")
+    page.get_by_role("button", name=say(language, "stop_server"), exact=True).click()
+    page.locator("#servers", has_text=say(language, "no_server")).wait_for()
+    window.check(judged)
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_no_page_is_wider_than_its_window_or_logs_an_error(site, chromium, language, width):

@@ -197,8 +197,8 @@ class LinearLowRank(torch.autograd.Function):
             add_product(y0, h, Bt, scale)
             if extra_bias is not None:
                 y0.add_(extra_bias.to(y0.dtype), alpha=s)
-            c = row_scale.to(y0.dtype)
-            y = y0 * c if bias is None else torch.addcmul(bias.to(c.dtype), y0, c)
+            y = scaled(y0, row_scale)
+            y = y if bias is None else y.add_(bias.to(y.dtype))
         ctx.save_for_backward(x, W if ctx.W is None else None, A, B, h, row_scale, y0, mask)
         ctx.s, ctx.scale, ctx.has, ctx.dtype = s, scale, (bias, extra_bias), x2.dtype
         return y.view(*x.shape[:-1], y.shape[-1]).to(x.dtype)
@@ -218,7 +218,7 @@ class LinearLowRank(torch.autograd.Function):
         if row_scale is not None:
             if needs_scale:
                 dscale = (g * y0).sum(0, dtype=row_scale.dtype)
-            g = g * row_scale.to(g.dtype)
+            g = scaled(g, row_scale)
         if needs_extra:
             dextra = g.sum(0, dtype=extra_bias.dtype) * ctx.s
         g_low = g.to(low)
@@ -254,13 +254,18 @@ class LinearLowRank(torch.autograd.Function):
             y0 = x2 @ W.t() + (h @ B.to(g.dtype).t()) * ctx.scale
             y0 = y0 if extra_bias is None else y0 + extra_bias.to(y0.dtype) * ctx.s
             dscale = (g * y0).sum(0).to(c.dtype)
-            g = g * c.to(g.dtype)
+            g = scaled(g, c)
         gh = (g @ B.to(g.dtype)) * ctx.scale
         part = gh @ A.to(g.dtype)
         dx = (g @ W + (part if mask is None else part * mask)).view(x.shape).to(x.dtype)
         dA, dB = (gh.t() @ dropped).to(A.dtype), (g.t() @ h).to(B.dtype) * ctx.scale
         dextra = None if extra_bias is None else g.sum(0).to(extra_bias.dtype) * ctx.s
         return dx, None, dbias, dA, dB, dextra, dscale, None, None, None
+
+
+def scaled(y, row_scale):
+    """y times row_scale. Its entries are near 1, and half precision keeps their distance from 1 better than them."""
+    return torch.addcmul(y, y, (row_scale - 1).to(y.dtype))
 
 
 def add_product(y, a, b, scale):

@@ -34,9 +34,14 @@ def backends():
 
 def find(base):
     """The backend that stores the weight of `base`."""
-    if type(base) is nn.Linear and type(base._parameters["weight"]) is nn.Parameter:  # most layers: no need to ask all
+    if is_plain(base):
         return PLAIN
     return next((backend() for backend in backends() if backend.owns(base)), PLAIN)
+
+
+def is_plain(base):
+    """Whether a look is enough: most layers are so, and no backend need be asked."""
+    return type(base) is nn.Linear and type(base._parameters["weight"]) is nn.Parameter
 
 
 def attach(model):
@@ -52,5 +57,6 @@ def detach(model):
 def _tell(model, what):
     told = [backend for backend in backends() if getattr(backend, what) is not getattr(Plain, what)]
     for module in model.modules() if told else ():
-        if (backend := next((b for b in told if b.owns(module)), None)) is not None:
+        holds = module._parameters or module._buffers or not module._modules
+        if holds and not is_plain(module) and (backend := next((b for b in told if b.owns(module)), None)) is not None:
             getattr(backend(), what)(module)

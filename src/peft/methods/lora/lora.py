@@ -10,7 +10,7 @@ from peft.core import match
 from peft.core.adapter import Additive, Derived, Mod, Param, Slot, Val, dropout_rate
 from peft.core.layer import AdapterLayer
 from peft.errors import ConfigError, PeftWarning
-from peft.methods.lora import inits
+from peft.methods.lora import inits, variants
 from peft.ops import lowrank
 from peft.ops.lowrank import LowRank
 from peft.ops.sources import stamp
@@ -322,6 +322,11 @@ class LoraLayer(AdapterLayer):
     """A base layer with LoRA adapters."""
 
     adapter_cls = Lora
+
+    @property
+    def lora_variant(self):
+        """{name: adapter} of the adapters that are a variant of LoRA; `variants` has classes for isinstance."""
+        return {name: adapter for name, adapter in self.adapters.items() if variants.title(adapter)}
 
     def __getattr__(self, name):
         if name == "lora_dropout" and "lora_dropout" not in self._modules:
