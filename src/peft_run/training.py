@@ -33,11 +33,11 @@ def train(
     with interruption() as interrupted:
         for step, batch in zip(range(steps), batches):
             loss = loss_of(batch)
+            optimizer.zero_grad()  # here: `report` may look at the gradients of the step before
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad()
             report(loss.item(), int(batch["attention_mask"].sum()))
             if interrupted():
                 return step + 1
