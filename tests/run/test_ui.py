@@ -292,7 +292,7 @@ def test_plan_sweep_vote_and_adapters_of_a_running_server(judged, chromium, lang
     page.wait_for_function("() => /0\\.02/.test(document.querySelector('#result').innerText)")
     page.locator(".peft-state.done").wait_for()
     page.locator("#best").click()
-    best = judged.folder / "recipes" / ("one-sweep-best.yaml" if language == "en" else "one-sweep-best-2.yaml")
+    best = judged.folder / "recipes" / ("one-best.yaml" if language == "en" else "one-best-2.yaml")
     page.get_by_text(f"recipes/{best.name}").wait_for()
     assert "lr" in best.read_text(encoding="utf-8")
 
@@ -309,8 +309,10 @@ def test_plan_sweep_vote_and_adapters_of_a_running_server(judged, chromium, lang
     page = window.open(f"{judged.url}/{language}/serve")
     page.locator("#runs", has_text="two").wait_for()
     page.locator("#start").click()
-    page.locator("#servers td", has_text="two").wait_for()
+    page.locator("#servers td", has_text="tiny, two").wait_for()  # it is up
     page.get_by_role("button", name=say(language, "load_adapters")).click()
+    page.wait_for_function("() => document.querySelector('#server input')?.value.startsWith('http')")
+    choose(page, "#adapter", "one")
     page.get_by_label(say(language, "served_as")).fill("late")
     page.get_by_role("button", name=say(language, "load"), exact=True).click()
     page.locator("#servers td", has_text="late").wait_for()

@@ -26,8 +26,8 @@ def build(page: Page) -> None:
     job_panel(page, client.KIND)
     with gr.Accordion(say("load_adapters"), open=False):
         with gr.Row():
-            server = gr.Dropdown(label=say("server"), choices=[])
-            adapter = gr.Dropdown(label=say("run"), choices=[])
+            server = gr.Dropdown(label=say("server"), choices=[], elem_id="server")
+            adapter = gr.Dropdown(label=say("run"), choices=[], elem_id="adapter")
             name = gr.Textbox(label=say("served_as"))
         with gr.Row():
             load = gr.Button(say("load"))
@@ -43,7 +43,7 @@ def build(page: Page) -> None:
         return (
             gr.Dropdown(choices=names, value=names[:1]),
             gr.Dropdown(choices=["", *workspace.models()]),
-            gr.Dropdown(choices=names),
+            gr.Dropdown(choices=names, value=next(iter(names), None)),
         )
 
     def begun(runs: list[str], base: str, port: float | None) -> None:
