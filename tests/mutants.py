@@ -161,7 +161,7 @@ MUTANTS = [
         f"{SERVE}/service.py",
         "if max(text) >= self.model.config.vocab_size:",
         "if False:",
-        f"{API}::test_what_is_wrong_is_named",
+        f"{SECURITY}::test_tokens_beyond_the_vocabulary_are_refused",
     ),
     Mutant(
         "E5",

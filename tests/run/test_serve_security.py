@@ -4,6 +4,7 @@ Templates, paths, addresses and shell text (D6 to D9 of the reliability bench); 
 who may ask (E6, E7). Fuzzing is in test_serve_fuzz.py, processes are in test_serve_process.py.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import string
 
 import pytest
 from serving import Server, make_adapter, make_adapters
-from test_serve_api import chat, make_service, open_client
+from test_serve_api import KEY, chat, make_app, make_service, open_client
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,7 @@ def escapes(outside):
     return plain + dressed + [f"{text}/" for text in plain[:11]] + [f"one/{text}" for text in plain[1:12]]
 
 
+AS_JSON = {"content-type": "application/json"}  # without it, every body is refused
 NAMES = [
     *("../x", "/etc/x", "a/b", "a\\b", "a b", "a\0", "..", ".", "", " ", "\n", "ä", "\u202ea", "x" * 65, "x" * 5000),
     *("__base__", "tiny", "%2e", "a:b", "$(id)", "`id`", "-", "{name}", "'; --", "con\t", "a\r\nx: y", "\ud800"),
@@ -205,13 +207,13 @@ def test_no_path_leads_out_and_no_name_is_a_path(client, folder, tiny):
     assert len(paths) + len(NAMES) >= 100
     for path in paths:
         body = json.dumps({"lora_name": "x", "lora_path": path}).encode()
-        answer = client.post("/v1/load_lora_adapter", content=body)
+        answer = client.post("/v1/load_lora_adapter", content=body, headers=AS_JSON)
         assert refused(answer), path
     for name in NAMES:
         if name in ("-",):
             continue
         body = json.dumps({"lora_name": name, "lora_path": "one", "load_inplace": True}).encode()
-        assert refused(client.post("/v1/load_lora_adapter", content=body)), name
+        assert refused(client.post("/v1/load_lora_adapter", content=body, headers=AS_JSON)), name
     assert sorted(folder.parent.rglob("*")) == tree and set(client.service.adapters.known) == {"one", "two", "three"}
 
 
@@ -352,3 +354,22 @@ def test_a_slow_body_is_given_up(tiny, folder, monkeypatch):
     from peft_run.serve import gate
 
     monkeypatch.setattr(gate, "BODY_SECONDS", 0.1)
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    key = f"Bearer {KEY}".encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"authorization", key)]}
+    asyncio.run(asyncio.wait_for(make_app(make_service(tiny, folder))(scope, receive, send), 20))
+    assert sent[0]["status"] == 408
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(client):
+    for prompt in ([10**6], [1, 2**31 - 1], [-1]):
+        asked = {"model": "one", "prompt": prompt, "max_tokens": 2}
+        assert refused(client.post("/v1/completions", json=asked)), prompt
+        assert refused(client.post("/v1/embeddings", json={"model": "one", "input": prompt}))
