@@ -49,6 +49,7 @@ def probe(recipe: Recipe, console: Console) -> dict[str, Any]:
             loop.step()
             seconds, tokens = time.monotonic() - seconds, loop.state.tokens - tokens
     peak = peak_memory(loop.device) - (0 if loop.device.type == "cuda" else before)
+    peak = max(0, peak)  # a process that gave memory back meanwhile has more than a tiny model needs
     per_step = sum(item.length for item in items) / len(items) * recipe.train.batch * recipe.train.accumulate
     return {
         "step_seconds": round(seconds, 3),
