@@ -55,5 +55,5 @@ def probe(recipe: Recipe, console: Console) -> dict[str, Any]:
         "step_seconds": round(seconds, 3),
         "peak": peak,
         "steps": total,
-        "seconds": round(seconds * min(1.0, per_step / max(1, tokens)) * total, 1),
+        "seconds": round(seconds * min(1.0, per_step / max(1, tokens)) * total, 3),
     }
