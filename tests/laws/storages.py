@@ -98,6 +98,15 @@ def hqq(bits: int) -> Callable[[nn.Linear], nn.Module]:
     return quantize
 
 
+def onednn(linear: nn.Linear) -> nn.Module:
+    """The same floats in the order of oneDNN's kernels."""
+    import peft
+
+    model = nn.Sequential(linear)
+    peft.pack_linears(model)
+    return model[0]
+
+
 def quanto(bits: str) -> Callable[[nn.Linear], nn.Module]:
     """Quantizes with optimum-quanto."""
 
@@ -123,6 +132,7 @@ STORAGES = [
     Storage("torchao_float8", "torchao", torchao(config="Float8WeightOnlyConfig")),
     Storage("torchao_int8_twice", "torchao", torchao(config=TWICE), tolerance=0.05, kernel=0.05, jumps=0.01),
     Storage("hqq", "hqq", hqq(8), stores=1e-6),  # its 4-bit codes need an even number of rows
+    Storage("onednn", "torch", onednn, every=True),
     Storage("quanto_int8", "optimum.quanto", quanto("qint8"), every=True, copies=False),
     Storage("quanto_int4", "optimum.quanto", quanto("qint4"), copies=False),
 ]

@@ -1,5 +1,6 @@
 """Continuous batching: every answer is the one that the request would get alone."""
 
+import copy
 import functools
 import random
 import time
@@ -8,6 +9,7 @@ import pytest
 import torch
 from serving import ADAPTERS, Collect, finish, make_adapter, make_adapters
 
+import peft
 from peft_run.serve.adapters import AdapterRefused, Adapters, NoRoom, UnknownAdapter, inspect
 from peft_run.serve.cache import SlotCache
 from peft_run.serve.engine import Engine, Request
@@ -26,12 +28,17 @@ def world(tiny, tmp_path_factory):
     return model, AutoTokenizer.from_pretrained(tiny), folders
 
 
-@pytest.fixture
-def adapters(world):
-    model, _, folders = world
+def adapters_on(model, folders):
     found = Adapters(model)
     for name, folder in folders.items():
         found.learn(inspect(name, folder, 4))
+    return found
+
+
+@pytest.fixture
+def adapters(world):
+    model, _, folders = world
+    found = adapters_on(model, folders)
     yield found
     for name in list(found.known):
         found.remove(name)
@@ -81,7 +88,12 @@ def alone(world, settings):
     return answer
 
 
-def test_requests_that_join_and_leave_get_what_they_get_alone(world, adapters):
+@pytest.mark.parametrize("packed", [False, True])
+def test_requests_that_join_and_leave_get_what_they_get_alone(world, adapters, packed):
+    if packed:
+        model = copy.deepcopy(world[0])
+        assert peft.pack_linears(model)
+        adapters = adapters_on(model, world[2])
     engine = Engine(adapters, world[1], slots=4, queue=100)  # not started: the test makes its steps
     asked = [(settings, Collect()) for settings in requests_of(0, 24)]
     rng, waiting = random.Random(1), list(asked)

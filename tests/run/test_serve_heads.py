@@ -45,7 +45,7 @@ def service_of(runs, **options):
 
     settings = {"adapter": [], "pin": [], "base": None, "served_name": None, "allow_runtime_lora": None}
     settings |= {"device": "cpu", "dtype": "fp32", "slots": 4, "queue": 8, "max_tokens": 256, "timeout": 60.0}
-    settings |= {"adapter_memory": None, "prefix_memory": 1, "state": None, "console": silent()}
+    settings |= {"adapter_memory": None, "prefix_memory": 1, "no_packing": False, "state": None, "console": silent()}
     return make_service(argparse.Namespace(runs=[str(run.path) for run in runs], **(settings | options)), None)
 
 

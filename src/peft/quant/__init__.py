@@ -8,6 +8,7 @@ from torch import nn
 from peft.quant.backend import PLAIN, Plain
 
 FILES = (  # (library, our file for it, which nobody needs before the library is imported); the first that fits counts
+    ("peft.quant.onednn", "onednn"),
     ("bitsandbytes", "bnb"),
     ("torchao", "torchao"),
     ("hqq", "hqq"),

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", metavar="KEY", help="or PEFT_API_KEY; other hosts than this one need it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parser.add_argument("--no-packing", action="store_true", help="leave float32 weights in torch's order")
     parser.add_argument("--slots", type=int, default=16, help="requests that run at once")
     parser.add_argument("--queue", type=int, default=64, help="requests that wait; more get 429")
     parser.add_argument("--max-tokens", type=int, default=4096, help="of prompt and answer together")

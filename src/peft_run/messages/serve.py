@@ -101,6 +101,10 @@ TABLE = {
         "en": "not loaded again: {problem}",
         "zh": "未能重新加载：{problem}",
     },
+    "serve.packed": {
+        "en": "Weights are kept in the order of oneDNN: {gain} times faster on this processor.",
+        "zh": "权重按 oneDNN 的顺序存放：在本机处理器上快 {gain} 倍。",
+    },
     "serve.ready": {
         "en": "{url}/v1 serves {models}. Ctrl-C stops it.",
         "zh": "{url}/v1 正在提供 {models}。按 Ctrl-C 停止。",
