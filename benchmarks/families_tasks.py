@@ -120,18 +120,78 @@ class Topics:
         return Score(loss / len(self.held_out), right / len(self.held_out))
 
 
+class Replies:
+    """Answers of the English corpus, which SmolLM2-135M-Instruct is to write in its chat template.
+
+    The loss is a mean over some thousand tokens of text, so it is steadier than that of a label: differences of one per
+    cent can be seen.
+    """
+
+    title = "SmolLM2-135M-Instruct, answers to English questions"
+    task_type = "CAUSAL_LM"
+
+    def __init__(self, seed: int, limit: int | None) -> None:
+        self.folder, self.seed = smollm2(), seed
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        self.end = self.tokenizer("<|im_end|>")["input_ids"]
+        answered = {talk[1].lower(): talk for talk in talks_about("*") if len(talk) > 1}  # no answer twice
+        asked = {talk[0].lower(): self.pair(talk[0], talk[1]) for talk in answered.values()}
+        pairs = [pair for pair in asked.values() if len(pair[0]) + len(pair[1]) <= LONGEST]
+        random.Random(seed).shuffle(pairs)
+        held_out = limit or 200
+        self.held_out, self.train = pairs[:held_out], pairs[held_out:]
+
+    def pair(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        chat = [{"role": "user", "content": question}]
+        asked = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return self.tokenizer(asked)["input_ids"], self.tokenizer(answer)["input_ids"] + self.end
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        rng = random.Random(self.seed)
+        while True:
+            order = rng.sample(self.train, len(self.train))
+            for start in range(0, len(order) - size + 1, size):
+                yield self.batch(order[start : start + size])
+
+    def batch(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Batch:
+        width = max(len(asked) + len(answer) for asked, answer in pairs)
+        ids = torch.full((len(pairs), width), self.tokenizer.pad_token_id)
+        labels = torch.full((len(pairs), width), -100)
+        mask = torch.zeros_like(ids)
+        for row, (asked, answer) in enumerate(pairs):
+            length = len(asked) + len(answer)
+            ids[row, :length] = torch.tensor(asked + answer)
+            labels[row, len(asked) : length] = torch.tensor(answer)
+            mask[row, :length] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def loss(self, model: torch.nn.Module, batch: Batch, arguments: Arguments) -> torch.Tensor:
+        return model(**batch, use_cache=False).loss
+
+    @torch.inference_mode()
+    def score(self, model: torch.nn.Module, arguments: Arguments) -> Score:
+        """The mean loss of an answer's tokens, and how many of them are the likeliest."""
+        model.eval()
+        loss = right = count = 0.0
+        for start in range(0, len(self.held_out), 20):
+            batch = self.batch(self.held_out[start : start + 20])
+            out = model(**batch, use_cache=False)
+            wanted = batch["labels"][:, 1:]
+            tokens = int((wanted != -100).sum())
+            loss, count = loss + out.loss.item() * tokens, count + tokens
+            right += (out.logits[:, :-1].argmax(-1) == wanted).sum().item()
+        return Score(loss / count, right / count)
+
+
 TASKS = {"reviews": Reviews, "topics": Topics}
+LONGEST = 120  # tokens of question and answer
 
 
 def split(seed: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """(training, held-out) rows (text, topic), equally many of each topic; no conversation is in both parts."""
-    import yaml
-
     rng, known, talks = random.Random(seed), {}, []
     for number, topic in enumerate(TOPICS):
-        path = fetched(CORPUS) / "chatterbot_corpus" / "data" / "english" / f"{topic}.yml"
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
-        talks.append([[" ".join(str(text).split()) for text in talk] for talk in found])
+        talks.append(talks_about(topic))
         for text in {text for talk in talks[-1] for text in talk}:
             known.setdefault(text, set()).add(number)
     train: list[tuple[str, int]] = []
@@ -145,6 +205,17 @@ def split(seed: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         train += rows[HELD_OUT:]
     rng.shuffle(held_out)
     return train, held_out
+
+
+def talks_about(topic: str) -> list[list[str]]:
+    """The corpus's English talks about a topic ("*": all), each a list of utterances."""
+    import yaml
+
+    talks = []
+    for path in sorted((fetched(CORPUS) / "chatterbot_corpus" / "data" / "english").glob(f"{topic}.yml")):
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
+        talks += [[" ".join(str(text).split()) for text in talk] for talk in found]
+    return talks
 
 
 def fetched(requirement: str) -> Path:

