@@ -51,6 +51,23 @@ METHODS: dict[str, tuple[str, dict, dict]] = {
     "VERA": ("VeraConfig", {"r": 64}, {}),
     "WAVEFT": ("WaveFTConfig", {}, {}),
 }
+# The same for prompt methods, which have no targets.
+PROMPTS: dict[str, tuple[str, dict, dict]] = {
+    "PROMPT_TUNING": ("PromptTuningConfig", {"num_virtual_tokens": 16}, {}),
+    "P_TUNING": ("PromptEncoderConfig", {"num_virtual_tokens": 16, "encoder_hidden_size": 128}, {}),
+    "PREFIX_TUNING": ("PrefixTuningConfig", {"num_virtual_tokens": 16}, {}),
+    "PREFIX_TUNING, projected": (
+        "PrefixTuningConfig",
+        {"num_virtual_tokens": 16, "prefix_projection": True, "encoder_hidden_size": 128},
+        {},
+    ),
+    "MULTITASK_PROMPT_TUNING": (
+        "MultitaskPromptTuningConfig",
+        {"num_virtual_tokens": 16, "num_tasks": 2},
+        {"task_ids": [0]},
+    ),
+    "CARTRIDGE": ("CartridgeConfig", {"num_virtual_tokens": 16}, {}),
+}
 # What is to be at least this many times faster than upstream; every other method at least 1 / 1.05.
 FASTER = dict.fromkeys(["BOFT", "FOURIERFT", "ADAMSS", "OSF", "FROD", "LOHA", "LOKR", "OFT", "WAVEFT"], 2.0)
 
@@ -59,12 +76,13 @@ def config(method: str):
     """The config of a method for the models that are measured."""
     import peft
 
-    name, arguments, _ = METHODS[method]
-    return getattr(peft, name)(**{"target_modules": PROJECTIONS, "task_type": "CAUSAL_LM", **arguments})
+    name, arguments, _ = (METHODS | PROMPTS)[method]
+    targets = {"target_modules": PROJECTIONS} if method in METHODS else {}
+    return getattr(peft, name)(**{**targets, "task_type": "CAUSAL_LM", **arguments})
 
 
 def call(method: str) -> dict:
     """Further arguments of each forward."""
     import torch
 
-    return {name: torch.tensor(value) for name, value in METHODS[method][2].items()}
+    return {name: torch.tensor(value) for name, value in (METHODS | PROMPTS)[method][2].items()}

@@ -85,15 +85,16 @@ def both(id: str, title: str, case: str, target: tuple[str, float] | None = None
 
 
 def method_rows() -> list[Row]:
-    """Every method against upstream's, time and peak memory."""
+    """Every method against upstream's, time and peak memory; prompt methods, which put tokens in front, as P20."""
     rows = []
-    for name in methods.METHODS:
-        aim = ("speedup", methods.FASTER[name]) if name in methods.FASTER else ("of_upstream", 1.05)
+    for name in (*methods.METHODS, *methods.PROMPTS):
+        id, slowest = ("P20", 1.0) if name in methods.PROMPTS else ("P9", 1.05)
+        aim = ("speedup", methods.FASTER[name]) if name in methods.FASTER else ("of_upstream", slowest)
         arguments = {"method": name}
-        rows.append(Row("P9", f"{name} step", "method_step", arguments, aim))
+        rows.append(Row(id, f"{name} step", "method_step", arguments, aim))
         rows.append(
             Row(
-                "P9",
+                id,
                 f"{name} peak memory",
                 "method_memory",
                 arguments,
@@ -171,8 +172,8 @@ ROWS: list[Row] = [
 
 def select(only: str | None, quick: bool) -> list[Row]:
     """Rows that `only` lists, as id or id:how the title begins (without it all); `quick`: those with a target."""
-    if not only and not quick:
-        return [row for row in ROWS if row.id not in ("P7", "P9")]  # need bitsandbytes, and an hour: asked for by name
+    if not only and not quick:  # the others need bitsandbytes, or an hour: asked for by name
+        return [row for row in ROWS if row.id not in ("P7", "P9", "P20")]
     wanted = [part.strip().lower().partition(":") for part in only.split(",")] if only else None
     known = {row.id.lower() for row in ROWS} | {"parity"}
     if unknown := sorted({id for id, _, _ in wanted or ()} - known):

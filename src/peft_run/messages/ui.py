@@ -25,6 +25,10 @@ TABLE = {
         "zh": "{name}：不支持的文件类型；支持 {known}。",
     },
     "ui.server_gone": {"en": "the server does not answer ({problem}).", "zh": "服务器没有回应（{problem}）。"},
+    "ui.server_starting": {
+        "en": "the server is still reading its model; try again in a moment.",
+        "zh": "服务器仍在读取模型，请稍后再试。",
+    },
     "ui.server_refused": {"en": "the server refused: {problem}", "zh": "服务器拒绝：{problem}"},
     "ui.login": {"en": "Token or password", "zh": "令牌或密码"},
     "ui.login_go": {"en": "Enter", "zh": "进入"},

@@ -47,7 +47,7 @@ class Server:
         try:
             answer = httpx.post(f"{self.url}/v1/{route}", json=body, headers=self.headers, timeout=SLOW)
         except httpx.HTTPError as error:
-            raise RunError("ui.server_gone", problem=type(error).__name__) from error
+            raise self._silent(error) from error
         if answer.status_code != 200:
             raise RunError("ui.server_refused", problem=problem_of(answer.text))
 
@@ -80,7 +80,15 @@ class Server:
                         raise RunError("ui.server_refused", problem=event["error"]["message"])
                     yield event["choices"][0]["delta"].get("content") or ""
         except httpx.HTTPError as error:
-            raise RunError("ui.server_gone", problem=type(error).__name__) from error
+            raise self._silent(error) from error
+
+    def _silent(self, error: Exception) -> RunError:
+        """Why no answer came: a process that runs and takes no connections is reading its model."""
+        import httpx
+
+        if isinstance(error, httpx.ConnectError) and self.job.is_on:
+            return RunError("ui.server_starting")
+        return RunError("ui.server_gone", problem=type(error).__name__)
 
 
 def start(jobs: Jobs, runs: Sequence[str], base: str | None, port: int | None, language: str) -> Server:
