@@ -43,7 +43,7 @@ RATES = {  # where it is another one: methods that train few numbers, or whose n
     "ROAD": 5e-3,
     "TINYLORA": 1e-2,
     "TRAINABLE_TOKENS": 1e-2,
-    "UNILORA": 1e-2,
+    "UNILORA": 1e-1,
     "VBLORA": 1e-2,
     "VERA": 1e-2,
     "WAVEFT": 2e-2,
@@ -87,6 +87,8 @@ class Taught:
             config.total_step = STEPS
         if name == "ADAPTION_PROMPT":
             config.adapter_layers = 30
+        if name == "UNILORA":  # each number is used for some hundred entries, divided by the root of their count
+            config.theta_d_length = 8192
         if name == "TRAINABLE_TOKENS":  # the tokens of the two answers
             config.token_indices = sorted({token for answer in self.task.task.answers.values() for token in answer})
         return config
@@ -166,6 +168,12 @@ def mixture(taught: Taught) -> dict:
     return {"method": "XLORA", "trained": trained, "rate": RATE, **figures}
 
 
+def compact(about: dict) -> str:
+    """JSON with a line for each row."""
+    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in about["rows"])
+    return json.dumps({**about, "rows": []}, indent=1).replace('"rows": []', f'"rows": [\n  {rows}\n ]')
+
+
 def line(row: dict) -> str:
     if "error" in row:
         return f"| {row['method']} | {row['error']} | | | | | | |"
@@ -218,7 +226,7 @@ def main() -> int:
         if options.output:
             ordered = [rows[n] for n in names if n in rows]
             about = {"steps": STEPS, "batch": BATCH, "torch": torch.__version__, "rows": ordered}
-            options.output.write_text(json.dumps(about, indent=1) + "\n")
+            options.output.write_text(compact(about) + "\n")
             options.output.with_suffix(".md").write_text(table(ordered), encoding="utf-8")
     print(table([rows[n] for n in names if n in rows]))
     return 1 if any("error" in row for row in rows.values()) else 0

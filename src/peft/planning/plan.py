@@ -153,7 +153,7 @@ def wrapped(base, config):
 
     try:
         return get_peft_model(base, copy.deepcopy(config))
-    except Exception:  # values decide something in the start of a few methods, and here there are none: leave it out
+    except (RuntimeError, ConfigError):  # values decide something in the start of a few methods: leave it out
         return get_peft_model(base, copy.deepcopy(config), low_cpu_mem_usage=True)
 
 

@@ -87,7 +87,7 @@ def computed(function, args, kwargs):
         return function(*args, **kwargs)
     if known is None:
         out = function(*args, **kwargs)
-        if isinstance(out, torch.Tensor) and out.is_meta and type(out) is torch.Tensor:
+        if type(out) is torch.Tensor and out.is_meta and out.layout is torch.strided:
             _results[key] = (tuple(out.shape), out.stride(), out.dtype)
         return out
     size, stride, dtype = known
