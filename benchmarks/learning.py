@@ -28,6 +28,7 @@ import peft
 from peft_run.training import train
 
 STEPS, BATCH, HELD_OUT = 60, 1, 30
+FEW = 20  # steps of an expert
 RATE = 2e-3
 RATES = {  # where it is another one: methods that train few numbers, or whose numbers act through a small scaling
     "ADAPTION_PROMPT": 1e-2,
@@ -39,7 +40,7 @@ RATES = {  # where it is another one: methods that train few numbers, or whose n
     "OSF": 5e-4,
     "PREFIX_TUNING": 1e-2,
     "PROMPT_TUNING": 1e-2,
-    "PVERA": 1e-2,
+    "PVERA": 1e-1,
     "ROAD": 5e-3,
     "TINYLORA": 1e-2,
     "TRAINABLE_TOKENS": 1e-2,
@@ -149,17 +150,22 @@ def learn(taught: Taught, name: str) -> dict:
 
 
 def mixture(taught: Taught) -> dict:
-    """X-LoRA: 60 steps for the gates over two experts, each of which was taught 20 steps."""
+    """X-LoRA: 60 steps for the gates over two experts, one that was taught a few steps and one that is noise."""
     with tempfile.TemporaryDirectory() as folder:
-        for i, name in enumerate(("first", "second")):
-            torch.manual_seed(i)
-            expert = peft.get_peft_model(taught.base(), methods.config("LORA"))
-            taught.taught(expert, "LORA", RATE, 20)
+        for name, noise in (("first", False), ("second", True)):
+            torch.manual_seed(taught.seed)
+            config = methods.config("LORA")
+            config.init_lora_weights = not noise
+            expert = peft.get_peft_model(taught.base(), config)
+            if not noise:
+                taught.taught(expert, "LORA", RATE, FEW)
             expert.save_pretrained(f"{folder}/{name}")
         adapters = {name: f"{folder}/{name}" for name in ("first", "second")}
         width = taught.base().config.hidden_size
         config = peft.XLoraConfig(task_type="CAUSAL_LM", hidden_size=width, adapters=adapters, xlora_depth=2)
-        model = peft.get_peft_model(taught.base(), config)
+        base = taught.base()
+        base.config.use_cache = False
+        model = peft.get_peft_model(base, config)
         before = taught.task.score(model, no_arguments)
         losses = taught.taught(model, "XLORA", RATE, STEPS)
         after = taught.task.score(model, no_arguments)

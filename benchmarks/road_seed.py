@@ -20,22 +20,30 @@ import tempfile
 import time
 from pathlib import Path
 
+import upstream
+
 HELD_OUT = 64
 BROWN = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 RATE, RANK, BATCH, LENGTH = 1e-3, 8, 4, 128
+WAYS = {  # how batches are made: settings of data and of train
+    "grouped": ({}, {"batching": "grouped"}),  # the default: lines of like length
+    "shuffled": ({}, {"batching": "shuffled"}),
+    "packed": ({"packing": True}, {"batching": "shuffled"}),  # no padding
+}
+TITLES = {"script": "the script: Trainer, Hugging Face PEFT, float32"}
+TITLES |= {way: f"`peft train`, {way}" for way in WAYS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="a folder (default: %(default)s)")
     parser.add_argument("--text", choices=("brown", "reviews"), default="brown")
-    parser.add_argument("--rows", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--python", default=os.environ.get("PEFT_UPSTREAM_PYTHON"))
     parser.add_argument("--dtype", default="auto", help="of our base model")
-    parser.add_argument("--packing", action="store_true")
-    parser.add_argument("--batching", default="grouped", choices=("grouped", "shuffled"))
-    parser.add_argument("--output", type=Path, metavar="FILE.json")
-    parser.add_argument("--worker", choices=("script", "road", "score"), help=argparse.SUPPRESS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how our batches are made")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="and a table beside it")
+    parser.add_argument("--worker", choices=("script", "score", *WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.model == "smollm2-135m-instruct":
@@ -44,29 +52,44 @@ def main() -> None:
         args.model = smollm2()
     args.model = str(Path(args.model).absolute())
     if args.worker:
-        result = {"script": script, "road": road, "score": score}[args.worker](args, Path(args.folder))
+        result = {"script": script, "score": score}.get(args.worker, road)(args, Path(args.folder))
         print("RESULT " + json.dumps(result))
         return
+    theirs = args.python or upstream.python()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_lines(folder, args.text, args.rows)
-        found = {
-            "script": work("script", args.python, args, folder),
-            "road": work("road", sys.executable, args, folder),
-        }
-        losses = work("score", args.python, args, folder)
+        found = {"script": work("script", theirs, args, folder)}
+        for way in args.ways:
+            found[way] = work(way, sys.executable, args, folder)
+        losses = work("score", theirs, args, folder)
     for side, values in found.items():
         values["held_out_loss"] = losses[side]
-    ratio = {
-        "speed": found["road"]["tokens_per_second"] / found["script"]["tokens_per_second"],
-        "memory": found["road"]["memory_mb"] / found["script"]["memory_mb"],
-        "total_memory": found["road"]["peak_mb"] / found["script"]["peak_mb"],
-    }
-    settings = {"model": Path(args.model).name, "text": args.text, "rows": args.rows, "batching": args.batching}
-    text = json.dumps({**settings, "base_loss": losses["base"], **found, "ratio": ratio}, indent=2) + "\n"
+    about = {"model": Path(args.model).name, "text": args.text, "rows": args.rows, "base_loss": losses["base"]}
+    text = table(about, found)
     print(text)
     if args.output:
-        args.output.write_text(text)
+        args.output.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+        args.output.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def table(about: dict, found: dict[str, dict]) -> str:
+    theirs = found["script"]
+    lines = [
+        "# The seed's recipe\n",
+        f"{about['model']}, {about['rows']} lines of `{about['text']}` once, LoRA r={RANK} on all linear layers, "
+        f"batches of {BATCH}, at most {LENGTH} tokens, rate {RATE:g}. Held-out loss before it: "
+        f"{about['base_loss']:.3f}.\n",
+        "| | useful tokens/s | | peak memory above libraries, MB | | of the process, MB | | held-out loss | |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for side, values in found.items():
+        cells = []
+        for name, digits in (("tokens_per_second", 0), ("memory_mb", 0), ("peak_mb", 0)):
+            cells += [f"{values[name]:.{digits}f}", f"{values[name] / theirs[name]:.2f}x"]
+        cells += [f"{values['held_out_loss']:.4f}", f"{values['held_out_loss'] / theirs['held_out_loss'] - 1:+.1%}"]
+        lines.append(f"| {TITLES[side]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def write_lines(folder: Path, text: str, rows: int) -> None:
@@ -104,23 +127,10 @@ TEXTS = {"brown": brown, "reviews": reviews}
 
 
 def work(worker: str, python: str, args: argparse.Namespace, folder: Path) -> dict:
-    command = [
-        python,
-        __file__,
-        "--worker",
-        worker,
-        "--folder",
-        str(folder),
-        "--model",
-        args.model,
-        "--dtype",
-        args.dtype,
-        "--batching",
-        args.batching,
-    ]
-    command += ["--packing"] * args.packing
+    command = [python, __file__, "--worker", worker, "--folder", str(folder)]
+    command += ["--model", args.model, "--dtype", args.dtype, "--ways", *args.ways]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if worker != "road":
+    if worker in ("script", "score"):
         environment.pop("PYTHONPATH", None)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))[7:])
@@ -190,6 +200,7 @@ def road(args: argparse.Namespace, folder: Path) -> dict:
     from peft_run.train import train
 
     before = resident_mb(peak=False)
+    data, how = WAYS[args.worker]
     recipe = build(
         {
             "model": {"path": args.model, "dtype": args.dtype},
@@ -198,11 +209,11 @@ def road(args: argparse.Namespace, folder: Path) -> dict:
                 "eval": {"split": 0},
                 "max_length": LENGTH,
                 "overlong": "truncate",
-                "packing": args.packing,
+                **data,
             },
             "adapter": {"r": RANK},
             "train": {
-                "batching": args.batching,
+                **how,
                 "epochs": 1,
                 "batch": BATCH,
                 "lr": RATE,
@@ -210,7 +221,7 @@ def road(args: argparse.Namespace, folder: Path) -> dict:
                 "warmup": 0,
                 "weight_decay": 0,
             },
-            "output": {"dir": str(folder / "runs"), "name": "road"},
+            "output": {"dir": str(folder / "runs"), "name": args.worker},
         },
         folder,
     )
@@ -227,13 +238,13 @@ def road(args: argparse.Namespace, folder: Path) -> dict:
     peft_run.train.loop.Loop.go = timed
     run = Run.create(recipe)
     train(run, recipe)
-    run.path.rename(folder / "road")
+    run.path.rename(folder / args.worker)
     from transformers import AutoTokenizer
 
     tokens = useful_tokens(AutoTokenizer.from_pretrained(args.model), folder)
     return {
         **figures(tokens, seconds, before),
-        "dtype": json.loads((folder / "road" / "env.json").read_text())["dtype"],
+        "dtype": json.loads((folder / args.worker / "env.json").read_text())["dtype"],
     }
 
 
@@ -257,7 +268,7 @@ def score(args: argparse.Namespace, folder: Path) -> dict:
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     losses = {}
-    for side in ("base", "script", "road"):
+    for side in ("base", "script", *args.ways):
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
         if side != "base":
             model = PeftModel.from_pretrained(model, folder / side)
