@@ -90,6 +90,19 @@ def test_every_method_is_planned_and_trains_what_get_peft_model_trains(name):
     assert plan.peak > plan.weights + plan.optimizer
 
 
+@pytest.mark.parametrize("name", ["FOURIERFT", "SHIRA", "WAVEFT"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_a_plan_made_without_values_is_not_met_again(name, device):
+    config, inputs = config_of(name)
+    config.n_frequency = 8  # so few that x is transformed, not a weight
+    peft.plan(llama_config(), config, batch=2, length=8, inputs=inputs, device=device)
+    model = really_wrapped(config)
+    ids = torch.arange(8)[None]
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_names_of_methods_are_registered():
     assert set(SETTINGS) <= registry.names() and registry.names() >= MADE_OF_OTHERS
 

@@ -25,8 +25,8 @@ HEAD = """# Methods
 - **time**, **memory**: a training step in multiples of the frozen model's forward and backward, and peak memory beside
   it, in MiB, on the model of the benchmark (4 layers, 1 x 256 tokens, float32, CPU): `benchmarks/methods.py`.
 
-All of them train on [quantized bases](quantization.md), and those that merge can be merged there. What each learns in 60
-steps is in [learning.md](../benchmarks/results/learning.md), time and memory against Hugging Face PEFT in
+All of them train on [quantized bases](quantization.md), and those that merge can be merged there. What each learns in
+60 steps is in [learning.md](../benchmarks/results/learning.md), time and memory against Hugging Face PEFT in
 [methods.md](../benchmarks/results/methods.md).
 
 """

@@ -28,9 +28,10 @@ OPTIONS = {
     "ROAD": {"group_size": 8},
     "SHIRA": {"r": 2},
     "TRAINABLE_TOKENS": {"token_indices": [1, 2]},
+    "WAVEFT": {"n_frequency": 20},
     "VBLORA": {"vector_length": 8, "num_vectors": 16},
 }
-ELSEWHERE = {"XLORA"}  # its experts are adapters that must be there first
+ELSEWHERE = {"FUSION", "XLORA"}  # made of adapters that must be there first
 STATEFUL = ("LORA", "ADALORA", "ADAMSS", "VERA", "OFT", "PREFIX_TUNING", "OSF", "FULL")
 
 

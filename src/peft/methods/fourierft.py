@@ -1,6 +1,5 @@
 """FourierFT, W + s·Re(F⁻¹(S)): S, a Fourier spectrum, has a few trained entries at random places (arXiv 2405.03003)."""
 
-import functools
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -18,6 +17,7 @@ from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.methods.seeded import check_count, places
 from peft.ops import spectral
+from peft.ops.remembered import remembered
 from peft.registry import register
 
 
@@ -87,7 +87,7 @@ class FourierFT(Additive):
         return torch.fft.ifft2(S).real * self.fourierft_scaling
 
 
-@functools.lru_cache(maxsize=256)
+@remembered
 def _layout(shape, n, seed):
     return spectral.waves(*places(shape, n, seed), shape)
 

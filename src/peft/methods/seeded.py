@@ -1,11 +1,11 @@
 """Random tensors that a seed gives back, which a file need not hold: frozen bases, places in a matrix."""
 
-import functools
 import math
 
 import torch
 
 from peft.errors import CheckpointError, ConfigError
+from peft.ops.remembered import remembered
 
 
 def kaiming_uniform(shape, generator):
@@ -14,7 +14,7 @@ def kaiming_uniform(shape, generator):
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-@functools.lru_cache(maxsize=256)  # most layers of a model have the shape of many others
+@remembered
 def places(shape, count, seed):
     """Rows and columns of `count` different places in a matrix, (2, count): a seed gives upstream's, in its order."""
     out, inp = shape

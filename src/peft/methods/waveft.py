@@ -1,6 +1,5 @@
 """WaveFT, W + s·DWT⁻¹(S): S, one level of a wavelet transform, has a few trained entries (arXiv 2505.12532)."""
 
-import functools
 import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -19,6 +18,7 @@ from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.methods.seeded import check_count, places
 from peft.ops import spectral, wavelets
+from peft.ops.remembered import remembered
 from peft.registry import register
 
 
@@ -111,7 +111,7 @@ class WaveFT(Additive):
         return self.layout.on(c.device).dense(c * self.waveft_scaling)
 
 
-@functools.lru_cache(maxsize=256)
+@remembered
 def _layout(shape, n, seed, family):
     rows, cols = places(shape, n, seed)
     return spectral.entries(rows, cols, shape) if family is None else spectral.wavelets(rows, cols, shape, family)

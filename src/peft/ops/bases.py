@@ -1,10 +1,9 @@
 """Linear maps of features, and their transposes, for `ops/spectral.py`. Transformed features come first, rows last."""
 
-import functools
-
 import torch
 import torch.nn.functional as F
 
+from peft.ops.remembered import remembered
 from peft.ops.wavelets import filters
 
 BLOCK = 16  # features, or rows, that one small product with a filter makes at once
@@ -99,7 +98,7 @@ class Wavelet(Plain):
         return torch.where(inside, taps[band[:, None], tap.clamp(0, taps.shape[1] - 1)], 0.0)
 
 
-@functools.cache
+@remembered
 def wavelet(family):
     """The basis of a family; one object, so that its matrices are made once."""
     return Wavelet(family)

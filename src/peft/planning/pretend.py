@@ -8,6 +8,8 @@ import torch.utils.checkpoint as checkpointing
 from torch.fx.experimental import _config
 from torch.overrides import TorchFunctionMode
 
+from peft.ops.remembered import forget
+
 META = torch.device("meta")
 SDPA = torch.nn.functional.scaled_dot_product_attention
 ASKED = {torch.Tensor.device.__get__: None} | {
@@ -27,8 +29,12 @@ def on_shapes(tracker, device):
     """Code in here runs on meta tensors as it would run on those of `device`."""
     checks = checkpointing._allowed_determinism_checks_to_fns  # they see a tensor's two devices
     unchecked = mock.patch.dict(checks, dict.fromkeys(checks, checks["none"]))
-    with tracker, Pretend(device), _config.patch(meta_nonzero_assume_all_nonzero=True), unchecked:
-        yield
+    forget()
+    try:
+        with tracker, Pretend(device), _config.patch(meta_nonzero_assume_all_nonzero=True), unchecked:
+            yield
+    finally:
+        forget()
 
 
 def backward(loss):
