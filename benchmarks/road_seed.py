@@ -80,7 +80,7 @@ def table(about: dict, found: dict[str, dict]) -> str:
         f"{about['model']}, {about['rows']} lines of `{about['text']}` once, LoRA r={RANK} on all linear layers, "
         f"batches of {BATCH}, at most {LENGTH} tokens, rate {RATE:g}. Held-out loss before it: "
         f"{about['base_loss']:.3f}.\n",
-        "| | useful tokens/s | | peak memory above libraries, MB | | of the process, MB | | held-out loss | | of the end |",
+        "| | useful tokens/s | | peak MB above libraries | | of the process | | held-out loss | | of the end |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for side, values in found.items():
