@@ -1,6 +1,6 @@
 """Does llama.cpp say what the model said? GGUF exports of trained runs, asked in llama.cpp, against transformers.
 
-    python benchmarks/llama_cpp.py --llama-python PATH --zh-model FOLDER [--output results/llama-cpp.md]
+    python benchmarks/gguf_answers.py --llama-python PATH --zh-model FOLDER [--output results/llama-cpp.md]
 
 PATH is an interpreter with `llama-cpp-python` (0.3.36 builds from PyPI with g++ and cmake). Two runs are trained for a
 few steps on the samples of their recipes and exported as F16 and as Q8_0. Compared: the tokens of the prompts as text,
