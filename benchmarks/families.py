@@ -68,6 +68,7 @@ def main() -> int:
             print(line(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
     if options.output:
+        options.output.with_suffix(".md").write_text(f"# Families of methods\n{table(rows)}\n", encoding="utf-8")
         told = {"steps": {t: options.steps or STEPS[t] for t in options.tasks}, "batch": BATCH, "seed": options.seed}
         about = {**told, "torch": torch.__version__, "threads": options.threads, "rows": rows}
         options.output.write_text(json.dumps(about, indent=2) + "\n")
