@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ WAYS = {  # how batches are made: settings of data and of train
     "shuffled": ({}, {"batching": "shuffled"}),
     "packed": ({"packing": True}, {"batching": "shuffled"}),  # no padding
 }
+MEANS = ("tokens_per_second", "memory_mb", "peak_mb", "held_out_loss", "end_loss")
 TITLES = {"script": "the script: Trainer, Hugging Face PEFT, float32"}
 TITLES |= {way: f"`peft train`, {way}" for way in WAYS}
 
@@ -42,6 +44,8 @@ def main() -> None:
     parser.add_argument("--python", default=os.environ.get("PEFT_UPSTREAM_PYTHON"))
     parser.add_argument("--dtype", default="auto", help="of our base model")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how our batches are made")
+    parser.add_argument("--seeds", type=int, default=3, help="so many")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="and a table beside it")
     parser.add_argument("--worker", choices=("script", "score", *WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -56,15 +60,17 @@ def main() -> None:
         print("RESULT " + json.dumps(result))
         return
     theirs = args.python or upstream.python()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_lines(folder, args.text, args.rows)
-        found = {"script": work("script", theirs, args, folder)}
-        for way in args.ways:
-            found[way] = work(way, sys.executable, args, folder)
-        losses = work("score", theirs, args, folder)
-    for side, values in found.items():
-        values["held_out_loss"], values["end_loss"] = losses[side]
+    found: dict[str, list[dict]] = {side: [] for side in ("script", *args.ways)}
+    for seed in range(args.seeds):
+        args.seed = seed
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_lines(folder, args.text, args.rows)
+            for side, rows in found.items():
+                rows.append(work(side, theirs if side == "script" else sys.executable, args, folder))
+            losses = work("score", theirs, args, folder)
+        for side, rows in found.items():
+            rows[-1]["held_out_loss"], rows[-1]["end_loss"] = losses[side]
     about = {"model": Path(args.model).name, "text": args.text, "rows": args.rows, "base_loss": losses["base"][0]}
     text = table(about, found)
     print(text)
@@ -73,21 +79,25 @@ def main() -> None:
         args.output.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
-def table(about: dict, found: dict[str, dict]) -> str:
-    theirs = found["script"]
+def table(about: dict, found: dict[str, list[dict]]) -> str:
+    """Means over the seeds."""
+    means = {side: {key: statistics.fmean(row[key] for row in rows) for key in MEANS} for side, rows in found.items()}
+    theirs = means["script"]
     lines = [
         "# The seed's recipe\n",
         f"{about['model']}, {about['rows']} lines of `{about['text']}` once, LoRA r={RANK} on all linear layers, "
-        f"batches of {BATCH}, at most {LENGTH} tokens, rate {RATE:g}. Held-out loss before it: "
-        f"{about['base_loss']:.3f}.\n",
+        f"batches of {BATCH}, at most {LENGTH} tokens, rate {RATE:g}, means of "
+        f"{len(found['script'])} seeds. Held-out loss before: {about['base_loss']:.3f}.\n",
         "| | useful tokens/s | | peak MB above libraries | | of the process | | held-out loss | | of the end |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for side, values in found.items():
+    for side, values in means.items():
         cells = []
         for name, digits in (("tokens_per_second", 0), ("memory_mb", 0), ("peak_mb", 0)):
             cells += [f"{values[name]:.{digits}f}", f"{values[name] / theirs[name]:.2f}x"]
-        cells += [f"{values['held_out_loss']:.4f}", f"{values['held_out_loss'] / theirs['held_out_loss'] - 1:+.1%}"]
+        each = [row["held_out_loss"] for row in found[side]]
+        cells.append(f"{values['held_out_loss']:.4f} ({min(each):.3f} to {max(each):.3f})")
+        cells.append(f"{values['held_out_loss'] / theirs['held_out_loss'] - 1:+.1%}")
         cells.append(f"{values['end_loss']:.1f}")
         lines.append(f"| {TITLES[side]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -129,7 +139,7 @@ TEXTS = {"brown": brown, "reviews": reviews}
 
 def work(worker: str, python: str, args: argparse.Namespace, folder: Path) -> dict:
     command = [python, __file__, "--worker", worker, "--folder", str(folder)]
-    command += ["--model", args.model, "--dtype", args.dtype, "--ways", *args.ways]
+    command += ["--model", args.model, "--dtype", args.dtype, "--ways", *args.ways, "--seed", str(args.seed)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if worker in ("script", "score"):
         environment.pop("PYTHONPATH", None)
@@ -153,7 +163,7 @@ def lines_of(folder: Path, part: str) -> list[str]:
 
 def script(args: argparse.Namespace, folder: Path) -> dict:
     """What most guides show."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
     from peft import LoraConfig, get_peft_model
 
@@ -162,6 +172,7 @@ def script(args: argparse.Namespace, folder: Path) -> dict:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
+    set_seed(args.seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
     model = get_peft_model(model, config)
 
@@ -174,6 +185,7 @@ def script(args: argparse.Namespace, folder: Path) -> dict:
     settings = TrainingArguments(
         output_dir=str(folder / "trainer"),
         num_train_epochs=1,
+        seed=args.seed,
         per_device_train_batch_size=BATCH,
         learning_rate=RATE,
         lr_scheduler_type="linear",
@@ -215,6 +227,7 @@ def road(args: argparse.Namespace, folder: Path) -> dict:
             "adapter": {"r": RANK},
             "train": {
                 **how,
+                "seed": args.seed,
                 "epochs": 1,
                 "batch": BATCH,
                 "lr": RATE,

@@ -48,6 +48,9 @@ def main(args: argparse.Namespace) -> None:
     for option, value, least in (*counts, ("--prefix-memory", args.prefix_memory, 0)):
         if value < least:
             raise UsageError("serve.bad_number", option=option, least=least)
+    # oneDNN compiles a kernel for every number of rows and keeps 1,024 of them, of some 100 kB each, for lengths of
+    # prompts that hardly come again. Read at its first product.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
     import uvicorn
 
     from peft_run.serve.api import DRAIN_SECONDS, make_app
