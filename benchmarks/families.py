@@ -64,8 +64,9 @@ def main() -> int:
         task = TASKS[task_name](options.seed, options.held_out)
         rows.append(untrained(task, task_name))
         for name in options.methods or known:
-            rows.append(trained(task, task_name, name, options))
-            print(line(rows[-1]), file=sys.stderr, flush=True)
+            for rate in options.rates or [FAMILIES[name].rates[list(TASKS).index(task_name)]]:
+                rows.append(trained(task, task_name, name, rate, options))
+                print(line(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
     if options.output:
         options.output.with_suffix(".md").write_text(f"# Families of methods\n{table(rows)}\n", encoding="utf-8")
@@ -79,6 +80,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these")
+    parser.add_argument("--rates", nargs="+", type=float, metavar="RATE", help="each method at each of these rates")
     parser.add_argument("--steps", type=int, help=f"training steps (default: {STEPS})")
     parser.add_argument("--held-out", type=int, metavar="N", help="score only the first N held-out samples")
     parser.add_argument("--seed", type=int, default=0)
@@ -93,15 +95,15 @@ def untrained(task, task_name: str) -> dict:
     return {"task": task_name, "method": "none", "accuracy": score.accuracy, "loss": score.loss}
 
 
-def trained(task, task_name: str, name: str, options: argparse.Namespace) -> dict:
+def trained(task, task_name: str, name: str, rate: float, options: argparse.Namespace) -> dict:
     """Train one family and score it; what fails is told in the row."""
     try:
-        return _trained(task, task_name, name, options)
+        return _trained(task, task_name, name, rate, options)
     except Exception as error:  # one family must not cost the others' hours
         return {"task": task_name, "method": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
 
-def _trained(task, task_name: str, name: str, options: argparse.Namespace) -> dict:
+def _trained(task, task_name: str, name: str, rate: float, options: argparse.Namespace) -> dict:
     family = FAMILIES[name]
     torch.manual_seed(options.seed)
     more = family.encoder if task.task_type == "SEQ_CLS" else {}
@@ -117,7 +119,7 @@ def _trained(task, task_name: str, name: str, options: argparse.Namespace) -> di
         task.batches(BATCH[task_name]),
         lambda batch: task.loss(model, batch, arguments),
         steps=options.steps or STEPS[task_name],
-        learning_rate=family.rates[list(TASKS).index(task_name)],
+        learning_rate=rate,
         report=lambda loss, tokens: ends.append(time.perf_counter()),
     )
     seconds = time.perf_counter() - start
@@ -132,7 +134,7 @@ def _trained(task, task_name: str, name: str, options: argparse.Namespace) -> di
         "head": head,
         "step_seconds": statistics.median(steps),
         "training_seconds": seconds,
-        "learning_rate": family.rates[list(TASKS).index(task_name)],
+        "learning_rate": rate,
     }
 
 

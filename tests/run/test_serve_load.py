@@ -16,6 +16,7 @@ pytest.importorskip("uvicorn")
 
 NAMES = ("a1", "a2", "a3", "a4", "a5", "a6")
 CLIENTS = 16
+STEPS = {8: 0, 180: 9_000}  # of the server, at least, by the seconds of a test
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +110,11 @@ def test_nobody_gets_anothers_answer(tiny, folder, seconds):
         for thread in threads:
             thread.start()
         sizes = []
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not wrong:
+        begun = time.monotonic()
+        # On a busy machine it takes longer until all lengths of prompts have been met, and memory has come to rest.
+        while not wrong and (time.monotonic() < begun + seconds or server.metric("steps_total") < STEPS[seconds]):
             time.sleep(seconds / 40)
-            sizes.append(server.resident())
+            sizes.append((time.monotonic() - begun, server.resident()))
         stop.set()
         for thread in threads:
             thread.join()
@@ -122,5 +124,5 @@ def test_nobody_gets_anothers_answer(tiny, folder, seconds):
         assert rows > 3 * steps
         assert server.metric("engine_errors_total") == 0 and server.metric("adapter_loads_total") > 7
         warm = sizes[len(sizes) // 2 :]
-        per_minute = statistics.linear_regression(range(len(warm)), warm).slope * 40 / seconds * 60
-        assert per_minute < (1 << 20 if seconds > 60 else 64 << 20)
+        per_minute = statistics.linear_regression(*zip(*warm)).slope * 60
+        assert per_minute < (1 << 20 if seconds > 60 else 64 << 20), sizes
