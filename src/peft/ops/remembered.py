@@ -2,7 +2,7 @@
 
 import functools
 
-_ALL = []
+_ALL: list = []
 
 
 def remembered(function):
