@@ -114,7 +114,8 @@ def quietly() -> None:
 
     from transformers.utils import logging
 
-    for name in ("torchao", "torch.utils._pytree"):  # talk of kernels that they do without
+    # They talk of kernels that they do without, the last one at every product in 8 bits of something else than float16.
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes.autograd._functions"):
         standard.getLogger(name).setLevel(standard.ERROR)
 
     logging.set_verbosity_error()

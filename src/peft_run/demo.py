@@ -56,10 +56,9 @@ def run(options: argparse.Namespace) -> int:
         require("bitsandbytes", extra="quant")
     if options.output.exists() and not options.output.is_dir():
         raise UsageError(f"--output {options.output} is a file; give a folder.")
-    from transformers.utils import logging
+    from peft_run import base
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    base.quietly()
     output = Output(to_stderr=options.json)
     return tell_story(options, output, Say(options.lang, output.say))
 
