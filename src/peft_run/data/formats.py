@@ -102,7 +102,10 @@ def has_turns(fields: Row, name: str) -> bool:
 
 def chat(fields: Row, prompt: str, answer: str) -> Sample:
     messages = [{"role": "system", "content": plain(fields["system"])}] if plain(fields.get("system")).strip() else []
-    for turn in unpacked(fields.get("history")) or []:
+    history = unpacked(fields.get("history")) or []
+    if not isinstance(history, list):
+        raise BadRow("data.bad_history")
+    for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
             raise BadRow("data.bad_history")
         messages += [{"role": "user", "content": plain(turn[0])}, {"role": "assistant", "content": plain(turn[1])}]
