@@ -24,20 +24,16 @@ def wrapped(base=None, **changes):
     return peft.get_peft_model(models.build("mlp") if base is None else base, config)
 
 
-def spread(points, labels):
-    """The sum of squared distances from the clusters' centres."""
-    labels = torch.tensor(labels)
-    parts = [points[labels == cluster] for cluster in labels.unique()]
-    return sum((part - part.mean(0)).square().sum().item() for part in parts)
-
-
 @pytest.mark.parametrize("name", trained.points())
 def test_clusters_are_those_of_scikit_learn(name):
     wanted = json.loads((trained.TARGET / "kmeans.json").read_text())[name]
     points, clusters = trained.points()[name]
-    found = kmeans.labels(points.numpy(), clusters, 10, 123456789).tolist()
-    # Orthogonal points lie at equal distances: which clusters win hangs on the last bit, which processors differ in.
-    assert found == wanted or spread(points, found) == pytest.approx(spread(points, wanted), rel=1e-5)
+    answers = [wanted]
+    if name == "orthogonal":
+        # At equal distances the last bit decides, which OpenBLAS's kernels differ in. These are scikit-learn's answers
+        # on the other kinds of processor, asked with OPENBLAS_CORETYPE.
+        answers += json.loads((trained.TARGET / "kmeans_orthogonal.json").read_text()).values()
+    assert kmeans.labels(points.numpy(), clusters, 10, 123456789).tolist() in answers
     assert len(set(wanted)) > 1
 
 
