@@ -93,8 +93,8 @@ def table(about: dict, found: dict[str, list[dict]]) -> str:
     ]
     for side, values in means.items():
         cells = []
-        for name, digits in (("tokens_per_second", 0), ("memory_mb", 0), ("peak_mb", 0)):
-            cells += [f"{values[name]:.{digits}f}", f"{values[name] / theirs[name]:.2f}x"]
+        for name in ("tokens_per_second", "memory_mb", "peak_mb"):
+            cells += [f"{values[name]:.0f}", f"{values[name] / theirs[name]:.2f}x"]
         each = [row["held_out_loss"] for row in found[side]]
         cells.append(f"{values['held_out_loss']:.4f} ({min(each):.3f} to {max(each):.3f})")
         cells.append(f"{values['held_out_loss'] / theirs['held_out_loss'] - 1:+.1%}")

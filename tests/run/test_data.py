@@ -8,7 +8,7 @@ import json
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from peft_run.config import build
@@ -77,6 +77,7 @@ COLUMNS = sorted({name for f in FORMATS.values() for names in (f.required, f.opt
     st.lists(st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=6), min_size=1, max_size=3),
     st.sampled_from(list(KINDS)),
 )
+@example([{"prompt": [], "completion": [], "history": True}], "causal_lm")
 def test_wild_rows_give_samples_or_one_error_of_ours(rows, task):
     try:
         found = detect(rows, task)
