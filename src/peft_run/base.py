@@ -68,6 +68,8 @@ def load_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: A
 def read_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: Any) -> PreTrainedModel:
     import transformers
 
+    import peft
+
     where, model = find(recipe), recipe.model
     if model.quant is not None:
         settings["quantization_config"] = quantization(recipe, dtype)
@@ -81,6 +83,7 @@ def read_base(recipe: Recipe, auto_class: str, dtype: torch.dtype, **settings: A
         setattr(loaded, loaded.base_model_prefix, body)
     if model.quant is None:
         loaded = loaded.to(device_of(recipe))
+    peft.use_onednn(loaded)
     return loaded
 
 

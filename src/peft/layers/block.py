@@ -13,6 +13,7 @@ class Block(Kind):
     """
 
     name = "block"
+    elsewhere = None  # (device, dtype) of the model, for modules that have no parameters
 
     @staticmethod
     def owns(base):
@@ -23,8 +24,12 @@ class Block(Kind):
         return sum(p.numel() for p in base.parameters()), 1
 
     def placement(self, base, backend):
-        first = next(p for p in base.parameters() if p.is_floating_point())
-        return first.device, first.dtype
+        first = next((p for p in base.parameters() if p.is_floating_point()), None)
+        if first is not None:
+            return first.device, first.dtype
+        if backend.name:  # a quantized layer that holds nothing but codes
+            return backend.placement(base, "weight")
+        return self.elsewhere or (torch.device("cpu"), torch.get_default_dtype())
 
     def call(self, layer, active, x, *args, **kwargs):
         for a in reversed(active):
@@ -50,7 +55,6 @@ class Sublayer(Block):
     """
 
     name = "sublayer"
-    elsewhere = None  # (device, dtype) of the model, for modules that have no parameters
 
     @staticmethod
     def owns(base):
@@ -59,11 +63,6 @@ class Sublayer(Block):
     def shape(self, base):
         """(width, width), as the module itself says; (0, 0) where it does not."""
         return (width_of(base),) * 2
-
-    def placement(self, base, backend):
-        if all(not p.is_floating_point() for p in base.parameters()):
-            return self.elsewhere or (torch.device("cpu"), torch.get_default_dtype())
-        return super().placement(base, backend)
 
 
 def output_width(layer, told):

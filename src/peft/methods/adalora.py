@@ -9,8 +9,8 @@ from torch import nn
 
 from peft.core.adapter import Additive, Mod, Param, Val, dropout_rate, through
 from peft.core.checkpoint import PREFIX
+from peft.core.declare import layer_class
 from peft.core.defaults import ADALORA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -187,10 +187,7 @@ def _kept(rank_pattern):
     return {key.partition(".lora_E")[0]: [bool(k) for k in keep] for key, keep in (rank_pattern or {}).items()}
 
 
-class AdaLoraLayer(AdapterLayer):
-    """A base layer with AdaLoRA adapters."""
-
-    adapter_cls = AdaLora
+AdaLoraLayer = layer_class("AdaLoraLayer", AdaLora)
 
 
 class AdaLoraModel(LoraModel):

@@ -12,8 +12,8 @@ from torch import nn
 from peft.config import LayersConfig
 from peft.core.adapter import Buf, Derived, Mod
 from peft.core.checkpoint import PREFIX
+from peft.core.declare import layer_class
 from peft.core.defaults import ADAMSS_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -172,10 +172,7 @@ class Adamss(Factored):
         return b if extra is None else b + extra.to(b.dtype)
 
 
-class AdamssLayer(AdapterLayer):
-    """A base layer with AdaMSS adapters."""
-
-    adapter_cls = Adamss
+AdamssLayer = layer_class("AdamssLayer", Adamss)
 
 
 class AdamssModel(Tuner):

@@ -8,9 +8,8 @@ from torch import nn
 
 from peft.config import ModulesConfig
 from peft.core.adapter import Adapter, Param
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import BEFT_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.enums import PeftType
 from peft.registry import register
 
@@ -53,17 +52,6 @@ class Beft(Adapter):
         return bias if b is None else (b + bias).to(b.dtype)
 
 
-class BeftLayer(AdapterLayer):
-    """A base layer with BEFT adapters."""
-
-    adapter_cls = Beft
-
-
-class BeftModel(Tuner):
-    """A model with BEFT adapters."""
-
-    layer_cls = BeftLayer
-    target_module_mapping = BEFT_TARGETS
-
-
+BeftLayer = layer_class("BeftLayer", Beft)
+BeftModel = tuner_class("BeftModel", BeftLayer, BEFT_TARGETS)
 register("BEFT", BeftConfig, tuner=BeftModel, prefix="beft_", mixed=True)

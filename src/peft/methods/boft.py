@@ -8,9 +8,8 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -145,17 +144,6 @@ def butterfly(x, factors, back=False):
     return x
 
 
-class BOFTLayer(AdapterLayer):
-    """A base layer with BOFT adapters."""
-
-    adapter_cls = BOFT
-
-
-class BOFTModel(Tuner):
-    """A model with BOFT adapters."""
-
-    layer_cls = BOFTLayer
-    target_module_mapping = LORA_TARGETS
-
-
+BOFTLayer = layer_class("BOFTLayer", BOFT)
+BOFTModel = tuner_class("BOFTModel", BOFTLayer, LORA_TARGETS)
 register("BOFT", BOFTConfig, tuner=BOFTModel, prefix="boft_")

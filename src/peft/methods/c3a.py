@@ -10,9 +10,8 @@ from torch import nn
 from peft.config import LayersConfig
 from peft.core import match
 from peft.core.adapter import Additive, Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import C3A_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -40,7 +39,10 @@ class C3AConfig(LayersConfig):
 
 
 class C3A(Additive):
-    """Block (m, n) of the update has entry (k, j) kernel[m, n, (j − k) mod b] / in."""
+    """Block (m, n) of the update has entry (k, j) kernel[m, n, (j − k) mod b] / in.
+
+    Several active ones add up; in upstream each acts on what the last one gave.
+    """
 
     prefix = "c3a_"
     converts = True
@@ -75,17 +77,6 @@ class C3A(Additive):
         return rows.transpose(1, 2).reshape(self.layer.shape) / self.layer.shape[1]
 
 
-class C3ALayer(AdapterLayer):
-    """A base layer with C3A adapters. Several active ones add up; in upstream each acts on what the last one gave."""
-
-    adapter_cls = C3A
-
-
-class C3AModel(Tuner):
-    """A model with C3A adapters."""
-
-    layer_cls = C3ALayer
-    target_module_mapping = C3A_TARGETS
-
-
+C3ALayer = layer_class("C3ALayer", C3A)
+C3AModel = tuner_class("C3AModel", C3ALayer, C3A_TARGETS)
 register("C3A", C3AConfig, tuner=C3AModel, prefix="c3a_")

@@ -12,9 +12,8 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Adapter, Mod, Param, Val, through
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.ops import lowrank
@@ -120,17 +119,6 @@ class Deft(Adapter):
         return W + self.delta(W)
 
 
-class DeftLayer(AdapterLayer):
-    """A base layer with DEFT adapters."""
-
-    adapter_cls = Deft
-
-
-class DeftModel(Tuner):
-    """A model with DEFT adapters."""
-
-    layer_cls = DeftLayer
-    target_module_mapping = LORA_TARGETS
-
-
+DeftLayer = layer_class("DeftLayer", Deft)
+DeftModel = tuner_class("DeftModel", DeftLayer, LORA_TARGETS)
 register("DEFT", DeftConfig, tuner=DeftModel, prefix="deft_")

@@ -10,9 +10,8 @@ from torch import nn
 from peft.config import TargetConfig
 from peft.core import match
 from peft.core.adapter import Buf, Mod, Param, Val, dropout_rate
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_pattern, check_range
 from peft.enums import PeftType
 from peft.methods.factored import Factored
@@ -91,17 +90,6 @@ def lengths(M, dim):
     return torch.linalg.vector_norm(M, dim=dim, dtype=torch.promote_types(M.dtype, torch.float32))
 
 
-class DeloraLayer(AdapterLayer):
-    """A base layer with DeLoRA adapters."""
-
-    adapter_cls = Delora
-
-
-class DeloraModel(Tuner):
-    """A model with DeLoRA adapters."""
-
-    layer_cls = DeloraLayer
-    target_module_mapping = LORA_TARGETS
-
-
+DeloraLayer = layer_class("DeloraLayer", Delora)
+DeloraModel = tuner_class("DeloraModel", DeloraLayer, LORA_TARGETS)
 register("DELORA", DeloraConfig, tuner=DeloraModel, prefix="delora_")

@@ -9,9 +9,8 @@ from torch import nn
 from peft.config import TargetConfig
 from peft.core import match
 from peft.core.adapter import Additive, Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import FOURIERFT_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -92,17 +91,6 @@ def _layout(shape, n, seed):
     return spectral.waves(*places(shape, n, seed), shape)
 
 
-class FourierFTLayer(AdapterLayer):
-    """A base layer with FourierFT adapters."""
-
-    adapter_cls = FourierFT
-
-
-class FourierFTModel(Tuner):
-    """A model with FourierFT adapters."""
-
-    layer_cls = FourierFTLayer
-    target_module_mapping = FOURIERFT_TARGETS
-
-
+FourierFTLayer = layer_class("FourierFTLayer", FourierFT)
+FourierFTModel = tuner_class("FourierFTModel", FourierFTLayer, FOURIERFT_TARGETS)
 register("FOURIERFT", FourierFTConfig, tuner=FourierFTModel, prefix="fourierft_")

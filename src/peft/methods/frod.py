@@ -12,8 +12,8 @@ from torch import nn
 
 from peft.config import LayersConfig
 from peft.core.adapter import Additive, BufferDict, Derived, Field, Mod, Param, Val, dropout_rate, through
+from peft.core.declare import layer_class
 from peft.core.defaults import FROD_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -251,10 +251,7 @@ class Frod(Additive):
         return Weight.apply(V, U, like - self.frod_start, self.frod_lambda_s_values, self.entries())
 
 
-class FrodLayer(AdapterLayer):
-    """A base layer with FRoD adapters."""
-
-    adapter_cls = Frod
+FrodLayer = layer_class("FrodLayer", Frod)
 
 
 class FrodModel(Tuner):

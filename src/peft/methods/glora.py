@@ -9,9 +9,8 @@ from torch import nn
 
 from peft.config import ModulesConfig
 from peft.core.adapter import Adapter, Mod, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.registry import register
@@ -148,17 +147,6 @@ class Glora(Adapter):
         return torch.addmm(W, B.Xd.to(W.dtype), B.Xu.to(W.dtype)) if B.how == "lora" else W + B(W.dtype)
 
 
-class GloraLayer(AdapterLayer):
-    """A base layer with GLoRA adapters."""
-
-    adapter_cls = Glora
-
-
-class GloraModel(Tuner):
-    """A model with GLoRA adapters."""
-
-    layer_cls = GloraLayer
-    target_module_mapping = LORA_TARGETS
-
-
+GloraLayer = layer_class("GloraLayer", Glora)
+GloraModel = tuner_class("GloraModel", GloraLayer, LORA_TARGETS)
 register("GLORA", GloraConfig, tuner=GloraModel, prefix="glora_")

@@ -9,9 +9,8 @@ from torch import nn
 
 from peft.config import LayersConfig
 from peft.core.adapter import Additive, Mod, Param, Val, through
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -162,17 +161,6 @@ class AddBlocks(torch.autograd.Function):
         return g, dx, dA, dB, None
 
 
-class GraloraLayer(AdapterLayer):
-    """A base layer with GraLoRA adapters."""
-
-    adapter_cls = Gralora
-
-
-class GraloraModel(Tuner):
-    """A model with GraLoRA adapters."""
-
-    layer_cls = GraloraLayer
-    target_module_mapping = LORA_TARGETS
-
-
+GraloraLayer = layer_class("GraloraLayer", Gralora)
+GraloraModel = tuner_class("GraloraModel", GraloraLayer, LORA_TARGETS)
 register("GRALORA", GraloraConfig, tuner=GraloraModel, prefix="gralora_")

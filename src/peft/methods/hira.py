@@ -10,9 +10,8 @@ from torch import nn
 from peft.config import TargetConfig
 from peft.core import match
 from peft.core.adapter import Adapter, Mod, Param, Val, dropout_rate, through
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_pattern, check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -124,17 +123,6 @@ class Hira(Adapter):
         return torch.addcmul(W, W, self.product(W.dtype))
 
 
-class HiraLayer(AdapterLayer):
-    """A base layer with HiRA adapters."""
-
-    adapter_cls = Hira
-
-
-class HiraModel(Tuner):
-    """A model with HiRA adapters."""
-
-    layer_cls = HiraLayer
-    target_module_mapping = LORA_TARGETS
-
-
+HiraLayer = layer_class("HiraLayer", Hira)
+HiraModel = tuner_class("HiraModel", HiraLayer, LORA_TARGETS)
 register("HIRA", HiraConfig, tuner=HiraModel, prefix="hira_", mixed=True)

@@ -9,9 +9,8 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -83,17 +82,6 @@ class HRA(Rotation):
         return torch.addmm(x.reshape(-1, x.shape[-1]), h.flatten(0, -2), U.T, alpha=-1).view(x.shape)
 
 
-class HRALayer(AdapterLayer):
-    """A base layer with HRA adapters."""
-
-    adapter_cls = HRA
-
-
-class HRAModel(Tuner):
-    """A model with HRA adapters."""
-
-    layer_cls = HRALayer
-    target_module_mapping = LORA_TARGETS
-
-
+HRALayer = layer_class("HRALayer", HRA)
+HRAModel = tuner_class("HRAModel", HRALayer, LORA_TARGETS)
 register("HRA", HRAConfig, tuner=HRAModel, prefix="hra_")

@@ -10,8 +10,8 @@ from torch import nn
 from peft.config import ModulesConfig
 from peft.core import match
 from peft.core.adapter import Adapter, Param, Val
+from peft.core.declare import layer_class
 from peft.core.defaults import IA3_FEEDFORWARD, IA3_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.enums import PeftType
 from peft.errors import AdapterError, ConfigError
@@ -93,10 +93,7 @@ class IA3(Adapter):
         return b if b is None or self.is_feedforward else (b * self.ia3_l.flatten()).to(b.dtype)
 
 
-class IA3Layer(AdapterLayer):
-    """A base layer with (IA)³ adapters."""
-
-    adapter_cls = IA3
+IA3Layer = layer_class("IA3Layer", IA3)
 
 
 class IA3Model(Tuner):

@@ -10,8 +10,8 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Adapter, Mod, Val
+from peft.core.declare import layer_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -99,10 +99,7 @@ class Lily(Adapter):
         return self.output(x, y)
 
 
-class LilyLayer(AdapterLayer):
-    """A base layer with Lily adapters."""
-
-    adapter_cls = Lily
+LilyLayer = layer_class("LilyLayer", Lily)
 
 
 class LilyModel(Tuner):

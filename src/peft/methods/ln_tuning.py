@@ -8,9 +8,8 @@ import torch
 
 from peft.config import ModulesConfig
 from peft.core.adapter import Adapter, Mod
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LN_TUNING_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.wrappers import on_meta
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -68,17 +67,6 @@ class LNTuning(Adapter):
         return {renamed(k): t for k, t in tensors.items()}
 
 
-class LNTuningLayer(AdapterLayer):
-    """A module with trained copies."""
-
-    adapter_cls = LNTuning
-
-
-class LNTuningModel(Tuner):
-    """A model whose norms have trained copies."""
-
-    layer_cls = LNTuningLayer
-    target_module_mapping = LN_TUNING_TARGETS
-
-
+LNTuningLayer = layer_class("LNTuningLayer", LNTuning)
+LNTuningModel = tuner_class("LNTuningModel", LNTuningLayer, LN_TUNING_TARGETS)
 register("LN_TUNING", LNTuningConfig, tuner=LNTuningModel, prefix="ln_tuning_")

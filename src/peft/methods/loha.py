@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from peft.core.adapter import Param
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.tuner import Tuner
 from peft.enums import PeftType
 from peft.layers.conv import OPS
 from peft.methods.lycoris import Lycoris, LycorisConfig, LycorisLayer, initialise, parameter, with_kernel
@@ -87,17 +87,6 @@ class LoHa(Lycoris):
         return ((a1 * self.scaling @ b1) * (a2 @ b2)).view(self.layer.shape)
 
 
-class LoHaLayer(LycorisLayer):
-    """A base layer with LoHa adapters."""
-
-    adapter_cls = LoHa
-
-
-class LoHaModel(Tuner):
-    """A model with LoHa adapters."""
-
-    layer_cls = LoHaLayer
-    target_module_mapping = LORA_TARGETS
-
-
+LoHaLayer = layer_class("LoHaLayer", LoHa, LycorisLayer)
+LoHaModel = tuner_class("LoHaModel", LoHaLayer, LORA_TARGETS)
 register("LOHA", LoHaConfig, tuner=LoHaModel, prefix="hada_", mixed=True)

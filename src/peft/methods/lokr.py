@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 
 from peft.core.adapter import Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.tuner import Tuner
 from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.methods.lycoris import Lycoris, LycorisConfig, LycorisLayer, initialise, parameter, with_kernel
@@ -125,17 +125,6 @@ class LoKr(Lycoris):
         return self.lokr_w2 is not None and self.lokr_w2.ndim == 3
 
 
-class LoKrLayer(LycorisLayer):
-    """A base layer with LoKr adapters."""
-
-    adapter_cls = LoKr
-
-
-class LoKrModel(Tuner):
-    """A model with LoKr adapters."""
-
-    layer_cls = LoKrLayer
-    target_module_mapping = LORA_TARGETS
-
-
+LoKrLayer = layer_class("LoKrLayer", LoKr, LycorisLayer)
+LoKrModel = tuner_class("LoKrModel", LoKrLayer, LORA_TARGETS)
 register("LOKR", LoKrConfig, tuner=LoKrModel, prefix="lokr_", mixed=True)

@@ -9,9 +9,8 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Additive, Mod, Param, Val, dropout_rate, through
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -144,17 +143,6 @@ class Bat(Miss):
         return rows.view(-1, r, shape[1] // r, r).add_(B[:, :, None]).view(shape)
 
 
-class MissLayer(AdapterLayer):
-    """A base layer with MiSS adapters."""
-
-    adapter_cls = Miss
-
-
-class MissModel(Tuner):
-    """A model with MiSS adapters."""
-
-    layer_cls = MissLayer
-    target_module_mapping = LORA_TARGETS
-
-
+MissLayer = layer_class("MissLayer", Miss)
+MissModel = tuner_class("MissModel", MissLayer, LORA_TARGETS)
 register("MISS", MissConfig, tuner=MissModel, prefix="miss_")

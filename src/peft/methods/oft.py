@@ -9,9 +9,8 @@ from packaging.version import Version
 
 from peft.config import TargetConfig
 from peft.core.adapter import Mod, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import CheckpointError, ConfigError
@@ -139,17 +138,6 @@ class OFT(Rotation):
         return tensors
 
 
-class OFTLayer(AdapterLayer):
-    """A base layer with OFT adapters."""
-
-    adapter_cls = OFT
-
-
-class OFTModel(Tuner):
-    """A model with OFT adapters."""
-
-    layer_cls = OFTLayer
-    target_module_mapping = LORA_TARGETS
-
-
+OFTLayer = layer_class("OFTLayer", OFT)
+OFTModel = tuner_class("OFTModel", OFTLayer, LORA_TARGETS)
 register("OFT", OFTConfig, tuner=OFTModel, prefix="oft_", mixed=True)

@@ -12,8 +12,8 @@ from torch import nn
 from peft.config import ModulesConfig
 from peft.core import match
 from peft.core.adapter import Additive, Derived, Mod, Val
+from peft.core.declare import layer_class
 from peft.core.defaults import OSF_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.enums import PeftType
 from peft.errors import ConfigError, PeftWarning
@@ -136,10 +136,7 @@ class Orthogonal(torch.autograd.Function):
         return g - part if side.shape[1] == ctx.k else part, None, None
 
 
-class OSFLayer(AdapterLayer):
-    """A base layer with OSF adapters."""
-
-    adapter_cls = OSF
+OSFLayer = layer_class("OSFLayer", OSF)
 
 
 class OSFModel(Tuner):

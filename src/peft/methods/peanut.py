@@ -8,9 +8,8 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Adapter, Mod, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -103,17 +102,6 @@ class Peanut(Adapter):
         return W + self.delta(W)
 
 
-class PeanutLayer(AdapterLayer):
-    """A base layer with PEANuT adapters."""
-
-    adapter_cls = Peanut
-
-
-class PeanutModel(Tuner):
-    """A model with PEANuT adapters."""
-
-    layer_cls = PeanutLayer
-    target_module_mapping = LORA_TARGETS
-
-
+PeanutLayer = layer_class("PeanutLayer", Peanut)
+PeanutModel = tuner_class("PeanutModel", PeanutLayer, LORA_TARGETS)
 register("PEANUT", PeanutConfig, tuner=PeanutModel, prefix="peanut_")

@@ -8,8 +8,8 @@ from torch import nn
 
 from peft.config import ModulesConfig
 from peft.core.adapter import Adapter, Mod, Param, Val
+from peft.core.declare import layer_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -126,10 +126,7 @@ def _like_linear(skills):
     skills.copy_(drawn.permute(1, 0, 3, 2))
 
 
-class PolyLayer(AdapterLayer):
-    """A base layer with Poly adapters."""
-
-    adapter_cls = Poly
+PolyLayer = layer_class("PolyLayer", Poly)
 
 
 class PolyModel(Tuner):

@@ -8,9 +8,8 @@ from torch import nn
 
 from peft.config import TargetConfig
 from peft.core.adapter import Derived, Mod, Val, dropout_rate
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -137,17 +136,6 @@ class Psoft(Factored):
         return self.psoft_alpha / self.r
 
 
-class PsoftLayer(AdapterLayer):
-    """A base layer with PSOFT adapters."""
-
-    adapter_cls = Psoft
-
-
-class PsoftModel(Tuner):
-    """A model with PSOFT adapters."""
-
-    layer_cls = PsoftLayer
-    target_module_mapping = LORA_TARGETS
-
-
+PsoftLayer = layer_class("PsoftLayer", Psoft)
+PsoftModel = tuner_class("PsoftModel", PsoftLayer, LORA_TARGETS)
 register("PSOFT", PsoftConfig, tuner=PsoftModel, prefix="psoft_")

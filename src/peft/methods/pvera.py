@@ -9,8 +9,8 @@ from torch import nn
 
 from peft.config import LayersConfig
 from peft.core.adapter import Additive, Buf, Mod, Param, Val, through
+from peft.core.declare import layer_class
 from peft.core.defaults import PVERA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -114,10 +114,7 @@ class Pvera(SeededBases, Additive):
         return f.B @ f.A
 
 
-class PveraLayer(AdapterLayer):
-    """A base layer with PVeRA adapters."""
-
-    adapter_cls = Pvera
+PveraLayer = layer_class("PveraLayer", Pvera)
 
 
 class PveraModel(Tuner):

@@ -10,8 +10,8 @@ from torch import nn
 from peft.config import LayersConfig
 from peft.core import match
 from peft.core.adapter import Additive, Buf, Mod, Param, Val, dropout_rate
+from peft.core.declare import layer_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -175,10 +175,7 @@ def uniform(shape, generator):
     return torch.empty(shape, dtype=torch.bfloat16).uniform_(-bound, bound, generator=generator)
 
 
-class RandLoraLayer(AdapterLayer):
-    """A base layer with RandLoRA adapters."""
-
-    adapter_cls = RandLora
+RandLoraLayer = layer_class("RandLoraLayer", RandLora)
 
 
 class RandLoraModel(Tuner):

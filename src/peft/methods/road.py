@@ -8,9 +8,8 @@ from torch import nn
 
 from peft.config import ModulesConfig
 from peft.core.adapter import Adapter, Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -93,17 +92,6 @@ class Road(Adapter):
         return None if b is None else self.rotate(b)
 
 
-class RoadLayer(AdapterLayer):
-    """A base layer with RoAd adapters."""
-
-    adapter_cls = Road
-
-
-class RoadModel(Tuner):
-    """A model with RoAd adapters."""
-
-    layer_cls = RoadLayer
-    target_module_mapping = LORA_TARGETS
-
-
+RoadLayer = layer_class("RoadLayer", Road)
+RoadModel = tuner_class("RoadModel", RoadLayer, LORA_TARGETS)
 register("ROAD", RoadConfig, tuner=RoadModel, prefix="road_", mixed=True)

@@ -8,9 +8,8 @@ from torch import nn
 
 from peft.config import ModulesConfig
 from peft.core.adapter import Additive, Buf, Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import SHIRA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -116,17 +115,6 @@ class Shira(Additive):
         return entries.put(W, self.shira_indices, self.values)
 
 
-class ShiraLayer(AdapterLayer):
-    """A base layer with SHiRA adapters."""
-
-    adapter_cls = Shira
-
-
-class ShiraModel(Tuner):
-    """A model with SHiRA adapters."""
-
-    layer_cls = ShiraLayer
-    target_module_mapping = SHIRA_TARGETS
-
-
+ShiraLayer = layer_class("ShiraLayer", Shira)
+ShiraModel = tuner_class("ShiraModel", ShiraLayer, SHIRA_TARGETS)
 register("SHIRA", ShiraConfig, tuner=ShiraModel, prefix="shira_", mixed=True)

@@ -10,9 +10,8 @@ from torch import nn
 
 from peft.config import ModulesConfig
 from peft.core.adapter import Additive, Buf, Mod, Param, Val, dropout_rate
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError, PeftWarning
@@ -158,17 +157,6 @@ class Supertuning(Additive):
         return W if (lora := self.lora()) is None else torch.addmm(W, lora.B.to(W), lora.A.to(W), alpha=lora.s)
 
 
-class SupertuningLayer(AdapterLayer):
-    """A base layer with SuperTuning adapters."""
-
-    adapter_cls = Supertuning
-
-
-class SupertuningModel(Tuner):
-    """A model with SuperTuning adapters."""
-
-    layer_cls = SupertuningLayer
-    target_module_mapping = LORA_TARGETS
-
-
+SupertuningLayer = layer_class("SupertuningLayer", Supertuning)
+SupertuningModel = tuner_class("SupertuningModel", SupertuningLayer, LORA_TARGETS)
 register("SUPERTUNING", SupertuningConfig, tuner=SupertuningModel, prefix="supertuning_")

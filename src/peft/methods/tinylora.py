@@ -9,8 +9,8 @@ from torch import nn
 
 from peft.config import LayersConfig
 from peft.core.adapter import Additive, Buf, Mod, Val, dropout_rate, through
+from peft.core.declare import layer_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -131,10 +131,7 @@ class TinyLora(Additive):
         return delta.T if self.kind.name == "embedding" else delta
 
 
-class TinyLoraLayer(AdapterLayer):
-    """A base layer with TinyLoRA adapters."""
-
-    adapter_cls = TinyLora
+TinyLoraLayer = layer_class("TinyLoraLayer", TinyLora)
 
 
 class TinyLoraModel(Tuner):

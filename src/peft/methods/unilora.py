@@ -9,9 +9,8 @@ from torch import nn
 
 from peft.config import LayersConfig
 from peft.core.adapter import Buf, Mod, Param, Val, dropout_rate
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import LORA_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.methods.factored import Factored
@@ -112,17 +111,6 @@ def balanced_indices(count, length, seed):
     return torch.from_numpy(indices).long()
 
 
-class UniLoraLayer(AdapterLayer):
-    """A base layer with UniLoRA adapters."""
-
-    adapter_cls = UniLora
-
-
-class UniLoraModel(Tuner):
-    """A model with UniLoRA adapters."""
-
-    layer_cls = UniLoraLayer
-    target_module_mapping = LORA_TARGETS
-
-
+UniLoraLayer = layer_class("UniLoraLayer", UniLora)
+UniLoraModel = tuner_class("UniLoraModel", UniLoraLayer, LORA_TARGETS)
 register("UNILORA", UniLoraConfig, tuner=UniLoraModel, prefix="unilora_")

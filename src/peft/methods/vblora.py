@@ -10,8 +10,8 @@ from torch import nn
 from peft.config import TargetConfig
 from peft.core.adapter import Mod, Param, Val, dropout_rate
 from peft.core.checkpoint import get_peft_model_state_dict
+from peft.core.declare import layer_class
 from peft.core.defaults import VBLORA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -155,10 +155,7 @@ def logits(key, indices, weights, num_vectors):
     return empty.scatter_(-1, indices, found)
 
 
-class VBLoRALayer(AdapterLayer):
-    """A base layer with VB-LoRA adapters."""
-
-    adapter_cls = VBLoRA
+VBLoRALayer = layer_class("VBLoRALayer", VBLoRA)
 
 
 class VBLoRAModel(Tuner):

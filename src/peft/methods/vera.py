@@ -8,8 +8,8 @@ from torch import nn
 
 from peft.config import LayersConfig
 from peft.core.adapter import Buf, Mod, Param, Val, dropout_rate
+from peft.core.declare import layer_class
 from peft.core.defaults import VERA_TARGETS
-from peft.core.layer import AdapterLayer
 from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
@@ -82,10 +82,7 @@ class Vera(SeededBases, Factored):
         return LowRank(self.vera_A[:, :inp], self.vera_B[:out], 1.0, p, inner=d, outer=b)
 
 
-class VeraLayer(AdapterLayer):
-    """A base layer with VeRA adapters."""
-
-    adapter_cls = Vera
+VeraLayer = layer_class("VeraLayer", Vera)
 
 
 class VeraModel(Tuner):

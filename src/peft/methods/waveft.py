@@ -10,9 +10,8 @@ from torch import nn
 from peft.config import TargetConfig
 from peft.core import match
 from peft.core.adapter import Additive, Param, Val
+from peft.core.declare import layer_class, tuner_class
 from peft.core.defaults import WAVEFT_TARGETS
-from peft.core.layer import AdapterLayer
-from peft.core.tuner import Tuner
 from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
@@ -117,17 +116,6 @@ def _layout(shape, n, seed, family):
     return spectral.entries(rows, cols, shape) if family is None else spectral.wavelets(rows, cols, shape, family)
 
 
-class WaveFTLayer(AdapterLayer):
-    """A base layer with WaveFT adapters."""
-
-    adapter_cls = WaveFT
-
-
-class WaveFTModel(Tuner):
-    """A model with WaveFT adapters."""
-
-    layer_cls = WaveFTLayer
-    target_module_mapping = WAVEFT_TARGETS
-
-
+WaveFTLayer = layer_class("WaveFTLayer", WaveFT)
+WaveFTModel = tuner_class("WaveFTModel", WaveFTLayer, WAVEFT_TARGETS)
 register("WAVEFT", WaveFTConfig, tuner=WaveFTModel, prefix="waveft_")

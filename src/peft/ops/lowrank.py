@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from peft.ops import product
+from peft.ops import matmul, product
 from peft.ops.dropout import keep_mask
 
 FEW = 16  # rows of x up to which decoding is bound by dispatch
@@ -136,7 +136,7 @@ def _inference(base, W, x, f):
         y = base(x)
         y = y if f.bias is None else y.add_(f.bias.to(y.dtype), alpha=f.s)
     else:
-        y = F.linear(x, W, base.bias if f.bias is None else _plus(base.bias, f.bias, f.s).to(x.dtype))
+        y = matmul.of(base)(x, W, base.bias if f.bias is None else _plus(base.bias, f.bias, f.s).to(x.dtype))
     if x.is_cpu and f.A.dtype is torch.float32 and x.dtype is not torch.float32 and x.numel() <= FEW * x.shape[-1]:
         # So few rows are bound by the number of operations: casting x costs less than casting A and B.
         return y.add_(F.linear(F.linear(x.float(), f.A), f.B), alpha=f.s)
@@ -190,10 +190,10 @@ class LinearLowRank(torch.autograd.Function):
         full_bias = bias if extra_bias is None or row_scale is not None else _plus(bias, extra_bias, s)
         y0 = None
         if row_scale is None:
-            y = F.linear(x2, W, None if full_bias is None else full_bias.to(x2.dtype))
+            y = matmul.linear(x2, W, None if full_bias is None else full_bias.to(x2.dtype))
             add_product(y, h, Bt, scale)
         else:
-            y0 = x2 @ W.t()
+            y0 = matmul.linear(x2, W)
             add_product(y0, h, Bt, scale)
             if extra_bias is not None:
                 y0.add_(extra_bias.to(y0.dtype), alpha=s)
@@ -227,7 +227,7 @@ class LinearLowRank(torch.autograd.Function):
         if needs_A or needs_x:
             gh = (g_low @ B.to(low)).mul_(ctx.scale)
         if needs_x:
-            dx = g @ (W if ctx.W is None else ctx.W())
+            dx = matmul.matmul(g, W if ctx.W is None else ctx.W())
             if mask is None:
                 add_product(dx, gh, A.to(low), 1.0)
             else:

@@ -5,7 +5,10 @@ Where an operation takes a weight W, it may be a tensor, or a function that make
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules import module as module_globals
+
+from peft.ops import matmul
 
 
 def weight_of(base, x, backend):
@@ -22,15 +25,15 @@ def weight_of(base, x, backend):
 
 def transparent(base, x):
     """Whether `base` is a float layer that only multiplies by its weight."""
-    if type(base) is not torch.nn.Linear or not _untouched(base, x):
+    if type(base) not in (nn.Linear, matmul.OneDnnLinear) or not _untouched(base, x):
         return False
     W = base._parameters["weight"]
-    return type(W) is torch.nn.Parameter and not W.requires_grad and x.dtype == W.dtype
+    return type(W) is nn.Parameter and not W.requires_grad and x.dtype == W.dtype
 
 
 def _untouched(base, x, own=()):
     """Whether nothing takes part in a call of `base` but its own forward, and hooks of our own."""
-    if torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or type(x) not in (torch.Tensor, nn.Parameter):
         return False
     before = base._forward_pre_hooks
     return not (
@@ -52,25 +55,26 @@ def made(W):
 
 def linear(x, W, bias):
     """x (..., in) -> x Wᵀ + bias (..., out); W gets no gradient."""
-    return Product.apply(x, W, bias) if callable(W) else F.linear(x, W, bias)
+    return Product.apply(x, W, bias) if callable(W) or matmul.gains(x, W) else F.linear(x, W, bias)
 
 
 class Product(torch.autograd.Function):
-    """x (..., in), a function that makes W, bias -> x Wᵀ + bias, keeping nothing but that function."""
+    """x (..., in), W or a function that makes it, bias -> x Wᵀ + bias, keeping nothing but W or that function."""
 
     @staticmethod
     def forward(ctx, x, W, bias):
         ctx.made, ctx.bias = W, bias
-        weight = W()
+        weight = made(W)
         bias = None if bias is None else bias.to(weight.dtype)
-        return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+        return matmul.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
     @staticmethod
     def backward(ctx, g):
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            W = ctx.made()
-            dx = (g.to(W.dtype) @ W).to(g.dtype)
+            W = made(ctx.made)
+            g2 = g.reshape(-1, g.shape[-1]).to(W.dtype)
+            dx = matmul.matmul(g2, W).view(*g.shape[:-1], -1).to(g.dtype)
         if ctx.needs_input_grad[2]:
             dbias = g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias.dtype)
         return dx, None, dbias

@@ -7,9 +7,8 @@ adapter says that it `rounds`).
 """
 
 import torch
-import torch.nn.functional as F
 
-from peft.ops import lowrank, product
+from peft.ops import lowrank, matmul, product
 from peft.ops.dropout import keep_mask
 
 
@@ -29,20 +28,20 @@ def output(layer, adapter, x):
         mask, scale = keep_mask(x.shape, p, x.device) if p else (None, 1.0)
         y = Remade.apply(x, W, bias, adapter, mask, scale, *adapter.parameters(frozen=True))
     else:
-        y = _forward(x.reshape(-1, x.shape[-1]), W, bias, adapter, None, 1.0).view(*x.shape[:-1], -1)
+        y = _forward(x.reshape(-1, x.shape[-1]), W, bias, adapter, None, 1.0, matmul.of(base)).view(*x.shape[:-1], -1)
     aside = adapter.aside()
     return y if aside is None else lowrank.add(base, y, x, aside)
 
 
-def _forward(x, W, bias, adapter, mask, scale):
+def _forward(x, W, bias, adapter, mask, scale, multiply=matmul.linear):
     """x (rows, in) -> (rows, out), computed in W's dtype, which only for a quantized base may differ from that of x."""
     W = product.made(W)
     dtype, x = x.dtype, x.to(W.dtype)
     bias = None if bias is None else bias.to(W.dtype)
     if mask is None and (adapter.rounds or x.dtype.itemsize >= 4):
-        return F.linear(x, adapter.remade_weight(W), bias).to(dtype)
+        return multiply(x, adapter.remade_weight(W), bias).to(dtype)
     update = adapter.delta(_wide(W)).to(x.dtype)
-    return F.linear(x, W, bias).addmm_(x if mask is None else x * mask, update.t(), alpha=scale).to(dtype)
+    return multiply(x, W, bias).addmm_(x if mask is None else x * mask, update.t(), alpha=scale).to(dtype)
 
 
 def _wide(W):
@@ -77,10 +76,10 @@ class Remade(torch.autograd.Function):
             new = ctx.adapter.remade_weight(W0) if mask is None else ctx.adapter.delta(W0)
         dx, found = None, {}
         if needs_x:
-            dx = g @ (new if again else new.detach()).to(g.dtype)
+            dx = matmul.matmul(g, (new if again else new.detach()).to(g.dtype))
             dx = (dx if mask is None else torch.addcmul(g @ W, dx, mask, value=scale)).view(x.shape).to(x.dtype)
         if trained:
-            dnew = (g.t() @ (x2 if mask is None else x2 * mask)).to(new.dtype)
+            dnew = matmul.matmul(g.t(), x2 if mask is None else x2 * mask).to(new.dtype)
             dnew = dnew if mask is None else dnew * scale
             grads = torch.autograd.grad(new, trained, dnew, create_graph=again, allow_unused=True)
             found = {id(p): d for p, d in zip(trained, grads)}

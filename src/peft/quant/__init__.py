@@ -5,6 +5,7 @@ import sys
 
 from torch import nn
 
+from peft.ops import matmul
 from peft.quant.backend import PLAIN, Plain
 
 FILES = (  # (library, our file for it, which nobody needs before the library is imported); the first that fits counts
@@ -42,16 +43,18 @@ def find(base):
 
 def is_plain(base):
     """Whether a look is enough: most layers are so, and no backend need be asked."""
-    return type(base) is nn.Linear and type(base._parameters["weight"]) is nn.Parameter
+    return type(base) in (nn.Linear, matmul.OneDnnLinear) and type(base._parameters["weight"]) is nn.Parameter
 
 
 def attach(model):
     """Let backends change what they must about a model's layers, adapted or not, before it is trained."""
+    matmul.attach(model)
     _tell(model, "attach")
 
 
 def detach(model):
     """Undo `attach`."""
+    matmul.detach(model)
     _tell(model, "detach")
 
 

@@ -6,6 +6,7 @@ fail in the backward pass; others keep the float weight of every layer until the
 
 import torch
 
+from peft.ops import matmul
 from peft.quant.backend import Plain
 
 
@@ -48,7 +49,8 @@ class StraightThrough(torch.autograd.Function):
         base, backend, (x_dtype, bias_dtype) = ctx.base, ctx.backend, ctx.dtypes
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            dx = (g @ backend.unpack(base, backend.get(base, "weight")).to(g.dtype)).to(x_dtype)
+            W = backend.unpack(base, backend.get(base, "weight")).to(g.dtype)
+            dx = matmul.matmul(g.flatten(0, -2), W).view(*g.shape[:-1], -1).to(x_dtype)
         if ctx.needs_input_grad[2]:
             dbias = g.flatten(0, -2).sum(0).to(bias_dtype)
         return dx, None, dbias, None, None

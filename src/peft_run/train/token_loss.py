@@ -20,7 +20,7 @@ FEWEST = 16  # rows of a chunk, however large the vocabulary
 def token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
     """hidden (tokens, width), targets (tokens,) -> (tokens,) float32, differentiable in hidden and in the head."""
     if is_frozen_linear(head):
-        return FrozenHead.apply(hidden, targets, head.weight, head.bias)
+        return FrozenHead.apply(hidden, targets, head)
     # An adapted or trained head: its own gradients are needed, so its chunks are computed again in the backward.
     rows = chunk_rows(out_features(head, hidden), hidden)
     parts = [
@@ -41,7 +41,9 @@ def loss_of_chunk(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) 
 
 
 def is_frozen_linear(head: nn.Module) -> bool:
-    return type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()) and not has_hooks(head)
+    if not isinstance(head, nn.Linear) or has_hooks(head) or any(p.requires_grad for p in head.parameters()):
+        return False
+    return type(head.weight) is nn.Parameter and head.weight.is_floating_point()
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -60,27 +62,28 @@ def chunk_rows(vocabulary: int, hidden: torch.Tensor) -> int:
 
 class FrozenHead(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        rows = chunk_rows(len(weight), hidden)
+    def forward(ctx, hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+        rows = chunk_rows(head.out_features, hidden)
         needs_gradient = ctx.needs_input_grad[0]
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         gradients = torch.empty_like(hidden) if needs_gradient else None
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = F.linear(hidden[part], weight, bias).float()  # (rows, vocabulary)
+            with torch.set_grad_enabled(needs_gradient):
+                inputs = hidden[part].detach().requires_grad_(needs_gradient)
+                outputs = head(inputs)
+            logits = outputs.detach().float()  # (rows, vocabulary)
             wanted = targets[part, None]
             total = logits.logsumexp(1, keepdim=True)
             losses[part] = (total - logits.gather(1, wanted)).squeeze(1)
             if gradients is not None:
-                logits.sub_(total).exp_()  # the softmax
+                logits.sub_(total).exp_()  # the softmax; the outputs may have gone with that, and are not needed
                 logits.scatter_add_(1, wanted, logits.new_full(wanted.shape, -1.0))
-                gradients[part] = logits.to(weight.dtype) @ weight
+                (gradients[part],) = torch.autograd.grad(outputs, inputs, logits.to(outputs.dtype))
         ctx.save_for_backward(gradients)
         return losses
 
     @staticmethod
     def backward(ctx, above: torch.Tensor):
         (gradients,) = ctx.saved_tensors
-        return (gradients * above[:, None].to(gradients.dtype) if gradients is not None else None), None, None, None
+        return (gradients * above[:, None].to(gradients.dtype) if gradients is not None else None), None, None
