@@ -99,7 +99,11 @@ def pack_linears(model):
     count = 0
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if type(child) in (nn.Linear, OneDnnLinear) and child.weight.dtype is torch.float32 and child.weight.device.type == "cpu":
+            if (
+                type(child) in (nn.Linear, OneDnnLinear)
+                and child.weight.dtype is torch.float32
+                and child.weight.device.type == "cpu"
+            ):
                 parent._modules[name] = PackedLinear(child)
                 count += 1
     return count
