@@ -23,7 +23,8 @@ HEAD = """# Methods
 - **merges**: the adapter can be put into the weight, so that it costs nothing afterwards.
 - **mixed**: several adapters may share a batch, each row with its own.
 - **time**, **memory**: a training step in multiples of the frozen model's forward and backward, and peak memory beside
-  it, in MiB, on the model of the benchmark (4 layers, 1 x 256 tokens, float32, CPU): `benchmarks/methods.py`.
+  it, in MiB, on the model of the benchmark (4 layers, 1 x 256 tokens, float32, CPU): `benchmarks/methods.py`. Below
+  1, as on this AMD processor [frozen layers are multiplied faster](performance.md) than torch does.
 
 All of them train on [quantized bases](quantization.md), and those that merge can be merged there. What each learns in
 60 steps is in [learning.md](../benchmarks/results/learning.md), time and memory against Hugging Face PEFT in

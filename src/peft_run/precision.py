@@ -53,6 +53,7 @@ def packing_gain() -> float:
     import peft
 
     layers = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(8)))  # more than the caches hold
+    peft.use_onednn(layers)
     packed = nn.Sequential(*layers)
     if not torch.backends.mkldnn.is_available() or not peft.pack_linears(packed):
         return 1.0

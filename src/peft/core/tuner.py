@@ -12,6 +12,7 @@ from peft.core.layer import AdapterLayer
 from peft.core.slots import wrappers_in
 from peft.core.state import AdapterState
 from peft.errors import AdapterError, ConfigError, MergeError, NoMatchingPeftModuleError
+from peft.ops import matmul
 
 
 class Tuner(nn.Module):
@@ -42,7 +43,10 @@ class Tuner(nn.Module):
         self.state = AdapterState() if known is None else getattr(known.state, "origin", known.state)
         same = (layer for layer in self.layers.values() if isinstance(layer, self.layer_cls))
         self.shared = next((layer.shared for layer in same), {})
-        trained = [p for p in model.parameters() if p.requires_grad] if known is None else []
+        trained = []
+        if known is None:
+            trained = [p for p in model.parameters() if p.requires_grad]
+            matmul.attach(model)  # now, before adapters make it a tree of many more modules
         for p in trained:
             p.requires_grad = False
         if hasattr(model, "peft_config") and known is not None:
@@ -60,6 +64,8 @@ class Tuner(nn.Module):
         except BaseException:
             for p in trained:
                 p.requires_grad = True
+            if known is None:
+                matmul.detach(model)
             raise
         self.set_adapter([adapter_name])
         quant.attach(model)
@@ -394,6 +400,7 @@ class Tuner(nn.Module):
         self.extras.clear()
         extras.fix_tie_flag(self.model)
         quant.detach(self.model)
+        matmul.detach(self.model)
         if "peft_config" in self.model.__dict__:
             del self.model.peft_config
         return self.model

@@ -9,6 +9,7 @@ import warnings
 import torch
 import torch.nn.functional as F
 
+from peft.ops import matmul
 from peft.ops.sources import stamp
 
 with warnings.catch_warnings():  # torch says once a process that these tensors are new
@@ -79,22 +80,22 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, V, U, d, values, bias, places):
-        h = V.t() @ x.reshape(-1, x.shape[-1]).t()
+        h = matmul.matmul(V.t(), x.reshape(-1, x.shape[-1]).t())
         ctx.save_for_backward(x, h, V, U, d, values)  # x: for second derivatives, which depend on it
         ctx.places = places
-        return F.linear(places.times(h, d, values).t(), U, bias).view(*x.shape[:-1], len(U))
+        return matmul.linear(places.times(h, d, values).t(), U, bias).view(*x.shape[:-1], len(U))
 
     @staticmethod
     def backward(ctx, g):
         x, h, V, U, d, values = ctx.saved_tensors
         needs_x, _, _, needs_d, needs_values, needs_bias, _ = ctx.needs_input_grad
         g, again = g.reshape(-1, g.shape[-1]), torch.is_grad_enabled()
-        h = V.t() @ x.reshape(-1, x.shape[-1]).t() if again else h
-        q = U.t() @ g.t()
+        h = matmul.matmul(V.t(), x.reshape(-1, x.shape[-1]).t()) if again else h
+        q = matmul.matmul(U.t(), g.t())
         dx = dd = dvalues = None
         if needs_x:
             q_in = ctx.places.dense(d, values).t().to(q.dtype) @ q if again else ctx.places.times(q, d, values, True)
-            dx = F.linear(q_in.t(), V).view(x.shape)
+            dx = matmul.linear(q_in.t(), V).view(x.shape)
         if needs_d or needs_values:
             dd, dvalues = ctx.places.gradients(q, h, again)
             dd, dvalues = dd.to(d.dtype), dvalues.to(values.dtype)
@@ -108,9 +109,10 @@ class Weight(torch.autograd.Function):
     def forward(ctx, V, U, d, values, places):
         ctx.save_for_backward(V, U)
         ctx.places = places
-        return U @ places.times(V.t().contiguous(), d, values)
+        return matmul.matmul(U, places.times(V.t().contiguous(), d, values))
 
     @staticmethod
     def backward(ctx, g):
         V, U = ctx.saved_tensors
-        return None, None, *ctx.places.gradients(U.t() @ g, V.t().contiguous(), torch.is_grad_enabled()), None
+        q = matmul.matmul(U.t(), g)
+        return None, None, *ctx.places.gradients(q, V.t().contiguous(), torch.is_grad_enabled()), None

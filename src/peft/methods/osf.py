@@ -17,6 +17,7 @@ from peft.core.defaults import OSF_TARGETS
 from peft.core.tuner import Tuner
 from peft.enums import PeftType
 from peft.errors import ConfigError, PeftWarning
+from peft.ops import matmul
 from peft.registry import register
 
 
@@ -83,7 +84,7 @@ class OSF(Additive):
         parts = torch.linalg.svd(W.float(), full_matrices=False)
         U, S, V = (t.to(W.dtype).to(like.dtype) for t in parts)  # through W's dtype, as files of such a base have it
         low = {"U_low": U[:, k:].contiguous(), "S_low": S[k:], "V_low": V[k:]}
-        self.osf_start = (low["U_low"] * low["S_low"]) @ low["V_low"]
+        self.osf_start = matmul.times(low["U_low"] * low["S_low"], low["V_low"])
         self.osf_U_side, self.osf_V_side = self._side(U), self._side(V.T)
         self.low = None if like.is_meta else low
 
@@ -110,7 +111,7 @@ class OSF(Additive):
         if torch.is_grad_enabled():
             U = Orthogonal.apply(U, self.osf_U_side.to(U), k)
             V = Orthogonal.apply(V.T, self.osf_V_side.to(V), k).T
-        return ((U * S) @ V).sub_(self.osf_start.to(S))
+        return matmul.times(U * S, V).sub_(self.osf_start.to(S))
 
     def merged_weight(self, W):
         return self.delta(W).add_(W)
@@ -132,7 +133,7 @@ class Orthogonal(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         (side,) = ctx.saved_tensors
-        part = side @ (side.T @ g)
+        part = matmul.matmul(side, matmul.matmul(side.T, g))
         return g - part if side.shape[1] == ctx.k else part, None, None
 
 

@@ -17,7 +17,7 @@ from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.methods.seeded import SeededBases, check_same_bases, largest
-from peft.ops import lowrank
+from peft.ops import lowrank, matmul
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -144,11 +144,11 @@ class RandLora(SeededBases, Additive):
 
     def delta_weight(self):
         first, second = self.factors()
-        return second @ first
+        return matmul.times(second, first)
 
     def merged_weight(self, W):
         first, second = self.factors()
-        return torch.addmm(W, second.to(W.dtype), first.to(W.dtype))
+        return matmul.times(second.to(W.dtype), first.to(W.dtype)).add_(W)
 
 
 class Scaled(torch.autograd.Function):

@@ -68,6 +68,30 @@ def matmul(a, b):
     return a @ b if torch.is_grad_enabled() or not gains(a, b.t()) else linear(a, b.t())
 
 
+def times(a, b):
+    """a (rows, k), b (k, columns) -> a b, with gradients for both."""
+    plain = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    if plain or not gains(a, b.t()) or torch.is_autocast_enabled(a.device.type):
+        return a @ b
+    return Times.apply(a, b)
+
+
+class Times(torch.autograd.Function):
+    """See `times`."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return matmul(a, b)
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved_tensors
+        da = matmul(g, b.t()) if ctx.needs_input_grad[0] else None
+        db = matmul(a.t(), g) if ctx.needs_input_grad[1] else None
+        return da, db
+
+
 class OneDnnLinear(nn.Linear):
     """An nn.Linear whose weight, while it is frozen, oneDNN multiplies: in training, or if `always` everywhere."""
 

@@ -48,13 +48,11 @@ def is_plain(base):
 
 def attach(model):
     """Let backends change what they must about a model's layers, adapted or not, before it is trained."""
-    matmul.attach(model)
     _tell(model, "attach")
 
 
 def detach(model):
     """Undo `attach`."""
-    matmul.detach(model)
     _tell(model, "detach")
 
 
