@@ -69,11 +69,11 @@ def matmul(a, b):
 
 
 def times(a, b):
-    """a (rows, k), b (k, columns) -> a b, with gradients for both."""
-    plain = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if plain or not gains(a, b.t()) or torch.is_autocast_enabled(a.device.type):
+    """a (rows, k), b (k, columns) -> a b, with gradients for both; torch's where none is wanted."""
+    learns = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if not learns or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return a @ b
-    return Times.apply(a, b)
+    return a @ b if torch.is_autocast_enabled(a.device.type) or not gains(a, b.t()) else Times.apply(a, b)
 
 
 class Times(torch.autograd.Function):
