@@ -50,7 +50,7 @@ set_peft_model_state_dict shift_tokens_right
 # What upstream does not have.
 OURS = """
 Average BottleneckConfig BottleneckModel FusionConfig FusionModel MergeReport Parallel PeftStackedModel Plan ReftConfig
-ReftModel Split Stack pack_linears plan save_merged
+ReftModel Split Stack pack_linears plan save_merged use_onednn
 """
 
 # What transformers 5.24, TRL 1.16, diffusers 0.42 and accelerate 1.15 import.
