@@ -187,7 +187,7 @@ def test_large_bodies_are_refused_before_they_are_read(tiny, folder):
 
 def test_a_full_queue_is_429(client):
     gate = threading.Event()
-    blocked = client.service.engine.call(gate.wait)
+    blocked = client.service.engine.call(lambda: gate.wait(30))  # an end, should nothing be refused below
     many = chat(n=9)
     answer = client.post("/v1/chat/completions", json=many)
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
