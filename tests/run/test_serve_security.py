@@ -280,6 +280,7 @@ def test_text_is_text_in_every_field(client, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
+        {"n": 17},
         {"n": 10**9},
         {"n": -1},
         {"max_tokens": 10**9},
