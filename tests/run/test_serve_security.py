@@ -302,7 +302,8 @@ def test_text_is_text_in_every_field(client, tmp_path, monkeypatch):
     ],
 )
 def test_numbers_have_bounds_on_both_sides(client, change):
-    assert refused(client.post("/v1/chat/completions", json=chat(**change)))
+    answer = client.post("/v1/chat/completions", json=chat(**change))
+    assert refused(answer) and answer.status_code != 429  # for what it says, not for the room that it would take
 
 
 @pytest.mark.slow
