@@ -14,8 +14,8 @@ from helpers import chat_llama
 from torch import nn
 
 import peft
-from peft.ops import matmul
-from peft.ops.matmul import OneDnnLinear
+from peft.ops import matmul, onednn
+from peft.ops.product import OneDnnLinear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 CONFIGS = {
@@ -39,7 +39,7 @@ def everywhere(monkeypatch):
 
     monkeypatch.setattr(matmul, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(matmul, "LEAST", 1)
-    monkeypatch.setattr(matmul, "LARGE", 1)
+    monkeypatch.setattr(onednn, "LARGE", 1)
     monkeypatch.setattr(matmul, "multiplied", counted)
     return shapes
 

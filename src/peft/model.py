@@ -14,7 +14,7 @@ from peft.core.state import AdapterState, Call
 from peft.core.tuner import check_name
 from peft.errors import AdapterError, PeftWarning
 from peft.loading import Loadable
-from peft.ops import matmul
+from peft.ops import onednn
 from peft.storage import hub
 
 
@@ -56,7 +56,7 @@ class PeftModel(Loadable, hub.Pushable, nn.Module):
             self.prompt_state = AdapterState([adapter_name])
             self.base_model = model
             quant.attach(model)
-            matmul.attach(model)
+            onednn.attach(model)
             self._add_prompt(adapter_name, peft_config)
         else:
             self._peft_config = None

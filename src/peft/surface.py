@@ -56,7 +56,7 @@ HOMES = {
     "methods.trainable_tokens": ["TrainableTokensConfig", "TrainableTokensModel"],
     "kappa": ["find_kappa_target_modules"],
     "planning.plan": ["Plan", "plan"],
-    "ops.matmul": ["use_onednn"],
+    "ops.onednn": ["use_onednn"],
     "quant.onednn": ["pack_linears"],
     "methods.adalora": ["AdaLoraConfig", "AdaLoraModel"],
     "methods.adamss": ["AdamssConfig", "AdamssModel"],

@@ -12,7 +12,7 @@ from peft.core.layer import AdapterLayer
 from peft.core.slots import wrappers_in
 from peft.core.state import AdapterState
 from peft.errors import AdapterError, ConfigError, MergeError, NoMatchingPeftModuleError
-from peft.ops import matmul
+from peft.ops import onednn
 
 
 class Tuner(nn.Module):
@@ -46,7 +46,7 @@ class Tuner(nn.Module):
         trained = []
         if known is None:
             trained = [p for p in model.parameters() if p.requires_grad]
-            matmul.attach(model)  # now, before adapters make it a tree of many more modules
+            onednn.attach(model)  # now, before adapters make it a tree of many more modules
         for p in trained:
             p.requires_grad = False
         if hasattr(model, "peft_config") and known is not None:
@@ -65,7 +65,7 @@ class Tuner(nn.Module):
             for p in trained:
                 p.requires_grad = True
             if known is None:
-                matmul.detach(model)
+                onednn.detach(model)
             raise
         self.set_adapter([adapter_name])
         quant.attach(model)
@@ -400,7 +400,7 @@ class Tuner(nn.Module):
         self.extras.clear()
         extras.fix_tie_flag(self.model)
         quant.detach(self.model)
-        matmul.detach(self.model)
+        onednn.detach(self.model)
         if "peft_config" in self.model.__dict__:
             del self.model.peft_config
         return self.model

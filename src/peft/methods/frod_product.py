@@ -69,8 +69,7 @@ class Places:
 def product(x, V, U, d, values, bias, places):
     """x V (S + diag d)ᵀ Uᵀ + bias for x (..., in): (..., out)."""
     V, U = V.to(x.dtype), U.to(x.dtype)
-    fused = x.device.type in ("cpu", "cuda") and not torch.is_autocast_enabled(x.device.type)
-    if fused and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
+    if x.device.type in ("cpu", "cuda") and matmul.is_plain(x):
         return Product.apply(x, V, U, d, values, bias, places)
     return F.linear(F.linear(x @ V, places.dense(d, values).to(x.dtype)), U, bias)
 

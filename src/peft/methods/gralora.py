@@ -15,7 +15,7 @@ from peft.core.validate import check_range
 from peft.enums import PeftType
 from peft.errors import ConfigError
 from peft.layers.linear import linear
-from peft.ops import lowrank
+from peft.ops import lowrank, matmul
 from peft.ops.lowrank import LowRank
 from peft.registry import register
 
@@ -105,8 +105,7 @@ class Gralora(Additive):
 def add(y, x, A, B, s):
     """y + s·(blocks of x through A and B); y (..., out), x (..., in)."""
     y2, x2 = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-    plain = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if plain or y.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+    if y.dtype != x.dtype or not matmul.is_plain(x):
         return _plain(y2, x2, A, B, s).view(y.shape)
     return AddBlocks.apply(y2, x2, A, B, s).view(y.shape)
 

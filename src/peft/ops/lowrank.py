@@ -136,7 +136,7 @@ def _inference(base, W, x, f):
         y = base(x)
         y = y if f.bias is None else y.add_(f.bias.to(y.dtype), alpha=f.s)
     else:
-        y = matmul.of(base)(x, W, base.bias if f.bias is None else _plus(base.bias, f.bias, f.s).to(x.dtype))
+        y = product.of(base)(x, W, base.bias if f.bias is None else _plus(base.bias, f.bias, f.s).to(x.dtype))
     if x.is_cpu and f.A.dtype is torch.float32 and x.dtype is not torch.float32 and x.numel() <= FEW * x.shape[-1]:
         # So few rows are bound by the number of operations: casting x costs less than casting A and B.
         return y.add_(F.linear(F.linear(x.float(), f.A), f.B), alpha=f.s)

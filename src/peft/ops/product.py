@@ -25,7 +25,7 @@ def weight_of(base, x, backend):
 
 def transparent(base, x):
     """Whether `base` is a float layer that only multiplies by its weight."""
-    if type(base) not in (nn.Linear, matmul.OneDnnLinear) or not _untouched(base, x):
+    if type(base) not in LINEARS or not _untouched(base, x):
         return False
     W = base._parameters["weight"]
     return type(W) is nn.Parameter and not W.requires_grad and x.dtype == W.dtype
@@ -33,7 +33,7 @@ def transparent(base, x):
 
 def _untouched(base, x, own=()):
     """Whether nothing takes part in a call of `base` but its own forward, and hooks of our own."""
-    if torch.compiler.is_compiling() or type(x) not in (torch.Tensor, nn.Parameter):
+    if not matmul.is_plain(x) or type(x) not in (torch.Tensor, nn.Parameter):
         return False
     before = base._forward_pre_hooks
     return not (
@@ -42,8 +42,6 @@ def _untouched(base, x, own=()):
         or base._backward_pre_hooks
         or (before and not all(hook in own for hook in before.values()))
         or "forward" in base.__dict__  # accelerate and others replace it
-        or torch.is_autocast_enabled(x.device.type)
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or module_globals._has_any_global_hook()
     )
 
@@ -63,8 +61,8 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, W, bias):
-        ctx.made, ctx.bias = W, bias
-        weight = made(W)
+        ctx.W, ctx.bias, weight = W if callable(W) else None, bias, made(W)
+        ctx.save_for_backward(None if callable(W) else W)  # so that writing to it before backward is an error
         bias = None if bias is None else bias.to(weight.dtype)
         return matmul.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
 
@@ -72,9 +70,32 @@ class Product(torch.autograd.Function):
     def backward(ctx, g):
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            W = made(ctx.made)
+            W = ctx.saved_tensors[0] if ctx.W is None else ctx.W()
             g2 = g.reshape(-1, g.shape[-1]).to(W.dtype)
             dx = matmul.matmul(g2, W).view(*g.shape[:-1], -1).to(g.dtype)
         if ctx.needs_input_grad[2]:
             dbias = g.reshape(-1, g.shape[-1]).sum(0).to(ctx.bias.dtype)
         return dx, None, dbias
+
+
+class OneDnnLinear(nn.Linear):
+    """An nn.Linear whose weight, while it is frozen, oneDNN multiplies: in training, or if `always` everywhere."""
+
+    always = False
+
+    def forward(self, x):
+        wanted = (self.always or (torch.is_grad_enabled() and x.requires_grad)) and matmul.is_plain(x)
+        if not wanted or not matmul.gains(x, self.weight) or not transparent(self, x):
+            return super().forward(x)
+        return Product.apply(x, self.weight, self.bias)
+
+    def _get_name(self):
+        return nn.Linear.__name__
+
+
+LINEARS = (nn.Linear, OneDnnLinear)  # layers that are nothing but a product
+
+
+def of(base):
+    """x, W, bias -> x Wᵀ + bias as the layer `base` computes it where no gradient is wanted."""
+    return matmul.linear if type(base) is OneDnnLinear and base.always else F.linear

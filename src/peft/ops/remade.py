@@ -28,7 +28,7 @@ def output(layer, adapter, x):
         mask, scale = keep_mask(x.shape, p, x.device) if p else (None, 1.0)
         y = Remade.apply(x, W, bias, adapter, mask, scale, *adapter.parameters(frozen=True))
     else:
-        y = _forward(x.reshape(-1, x.shape[-1]), W, bias, adapter, None, 1.0, matmul.of(base)).view(*x.shape[:-1], -1)
+        y = _forward(x.reshape(-1, x.shape[-1]), W, bias, adapter, None, 1.0, product.of(base)).view(*x.shape[:-1], -1)
     aside = adapter.aside()
     return y if aside is None else lowrank.add(base, y, x, aside)
 
@@ -77,7 +77,11 @@ class Remade(torch.autograd.Function):
         dx, found = None, {}
         if needs_x:
             dx = matmul.matmul(g, (new if again else new.detach()).to(g.dtype))
-            dx = (dx if mask is None else torch.addcmul(g @ W, dx, mask, value=scale)).view(x.shape).to(x.dtype)
+            dx = (
+                (dx if mask is None else torch.addcmul(matmul.matmul(g, W), dx, mask, value=scale))
+                .view(x.shape)
+                .to(x.dtype)
+            )
         if trained:
             dnew = matmul.matmul(g.t(), x2 if mask is None else x2 * mask).to(new.dtype)
             dnew = dnew if mask is None else dnew * scale

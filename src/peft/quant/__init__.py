@@ -5,7 +5,7 @@ import sys
 
 from torch import nn
 
-from peft.ops import matmul
+from peft.ops.product import LINEARS
 from peft.quant.backend import PLAIN, Plain
 
 FILES = (  # (library, our file for it, which nobody needs before the library is imported); the first that fits counts
@@ -43,7 +43,7 @@ def find(base):
 
 def is_plain(base):
     """Whether a look is enough: most layers are so, and no backend need be asked."""
-    return type(base) in (nn.Linear, matmul.OneDnnLinear) and type(base._parameters["weight"]) is nn.Parameter
+    return type(base) in LINEARS and type(base._parameters["weight"]) is nn.Parameter
 
 
 def attach(model):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from peft.errors import AdapterError
-from peft.ops.matmul import OneDnnLinear
+from peft.ops.product import LINEARS
 from peft.quant.straight import Carried
 
 ROWS = 8  # of the products that the order is chosen for; it does for others as well
@@ -99,11 +99,7 @@ def pack_linears(model):
     count = 0
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if (
-                type(child) in (nn.Linear, OneDnnLinear)
-                and child.weight.dtype is torch.float32
-                and child.weight.device.type == "cpu"
-            ):
+            if type(child) in LINEARS and child.weight.dtype is torch.float32 and child.weight.device.type == "cpu":
                 parent._modules[name] = PackedLinear(child)
                 count += 1
     return count
