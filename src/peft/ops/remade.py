@@ -77,11 +77,9 @@ class Remade(torch.autograd.Function):
         dx, found = None, {}
         if needs_x:
             dx = matmul.matmul(g, (new if again else new.detach()).to(g.dtype))
-            dx = (
-                (dx if mask is None else torch.addcmul(matmul.matmul(g, W), dx, mask, value=scale))
-                .view(x.shape)
-                .to(x.dtype)
-            )
+            if mask is not None:
+                dx = torch.addcmul(matmul.matmul(g, W), dx, mask, value=scale)
+            dx = dx.view(x.shape).to(x.dtype)
         if trained:
             dnew = matmul.matmul(g.t(), x2 if mask is None else x2 * mask).to(new.dtype)
             dnew = dnew if mask is None else dnew * scale
