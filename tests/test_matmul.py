@@ -89,6 +89,23 @@ def test_the_layers_go_with_the_adapters(everywhere):
     assert [type(m) for m in base.modules()] == classes and repr(base) == text
 
 
+def test_the_layers_go_from_a_model_that_was_cast_too_and_half_precision_never_has_them(everywhere):
+    model = peft.get_peft_model(chat_llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    assert any(type(m) is OneDnnLinear for m in model.modules())
+    assert not any(type(m) is OneDnnLinear for m in model.bfloat16().unload().modules())
+    half = peft.get_peft_model(chat_llama().bfloat16(), peft.LoraConfig(target_modules=["q_proj"]))
+    assert not any(type(m) is OneDnnLinear for m in half.modules()) and not everywhere
+
+
+def test_a_weight_written_to_before_the_backward_is_an_error(everywhere):
+    layer = nn.Linear(6, 4).requires_grad_(False)
+    peft.use_onednn(layer)
+    y = layer(torch.randn(3, 6, requires_grad=True))
+    layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_use_onednn_multiplies_without_a_gradient_and_stays(everywhere):
     model = chat_llama().eval().requires_grad_(False)
     ids = torch.arange(12).view(2, 6)

@@ -11,13 +11,15 @@ LARGE = 1 << 16  # numbers in a weight from which its layer is worth another cla
 
 def attach(model):
     """Let oneDNN multiply in training in all large layers of a model, adapted or not, where that is faster."""
-    for module in _large_layers(model, nn.Linear):
-        module.__class__ = OneDnnLinear
+    if matmul.onednn_is_faster():
+        for module in model.modules():
+            if type(module) is nn.Linear and _is_large(module):
+                module.__class__ = OneDnnLinear
 
 
 def detach(model):
-    """Undo `attach`."""
-    for module in _large_layers(model, OneDnnLinear):
+    """Undo `attach`, whatever the model has become since."""
+    for module in _attached(model):
         if not module.always:
             module.__class__ = nn.Linear
 
@@ -29,14 +31,14 @@ def use_onednn(model):
     nothing changes, and 0 is returned. Weights stay as and where they are; outputs differ by the rounding of a sum.
     """
     attach(model)
-    found = _large_layers(model, OneDnnLinear)
+    found = _attached(model)
     for module in found:
         module.always = True
     return len(found)
 
 
-def _large_layers(model, cls):
-    return [m for m in model.modules() if type(m) is cls and _is_large(m)] if matmul.onednn_is_faster() else []
+def _attached(model):
+    return [module for module in model.modules() if type(module) is OneDnnLinear]
 
 
 def _is_large(linear):
