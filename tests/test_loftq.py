@@ -11,6 +11,7 @@ from torch import nn
 
 import peft
 from peft.errors import AdapterError, CheckpointError, ConfigError, PeftWarning
+from peft.methods.lora import loftq
 
 pytestmark = pytest.mark.skipif(bool(needs("bitsandbytes", "transformers")), reason="needs bitsandbytes")
 NF4 = next(s for s in STORAGES if s.name == "nf4")
@@ -164,3 +165,89 @@ def test_wrong_uses(tmp_path):
     models.gpt2().save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="lacks"):
         peft.replace_lora_weights_loftq(model, tmp_path / "other")
+
+
+# -- with sample inputs ---------------------------------------------------------------------------------------------
+def runs(model, ids=None):
+    """A function that runs the model over sample texts, and how often it was called."""
+    ids = torch.arange(64).view(4, 16) if ids is None else ids
+    return lambda: model(input_ids=ids)
+
+
+def inputs_of(model, path, ids):
+    """What the layer at `path` gets, (tokens, in)."""
+    seen = []
+    layer = model.base_model.layers[path]
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        model(input_ids=ids)
+    handle.remove()
+    return seen[0]
+
+
+def test_with_inputs_the_outputs_for_them_come_nearest(tmp_path):
+    ids, path = torch.arange(64).view(4, 16), "model.layers.1.mlp.down_proj"
+    model = four_bit_llama(tmp_path)
+    X = inputs_of(model, path, ids).double()
+    W = llama().get_submodule(path).weight.double()
+    layer = model.base_model.layers[path]
+    residual = (W - layer.base_weight()).detach()
+
+    def lost():  # of the outputs, for these inputs
+        return float((X @ (residual - layer.get_delta_weight("default")).T).norm().detach())
+
+    nothing = lost()
+    peft.replace_lora_weights_loftq(model)
+    of_weights = lost()
+    peft.replace_lora_weights_loftq(four_bit := four_bit_llama(tmp_path), run_model=runs(four_bit, ids))
+    layer = four_bit.base_model.layers[path]
+    singular = torch.linalg.svdvals(X @ residual.T)
+    least = float(singular[16:].norm())  # no matrix of rank 16 leaves less (Eckart and Young)
+    assert least < lost() < 1.05 * least < of_weights < nothing
+    A, B = (f["default"].weight for f in (layer.lora_A, layer.lora_B))
+    torch.testing.assert_close(A.norm(dim=1), B.norm(dim=0))
+    hooks = [len(m.base_model.layers[path]._forward_pre_hooks) for m in (model, four_bit)]
+    assert hooks[0] == hooks[1]  # none is left behind
+
+
+def test_the_inputs_are_looked_at_part_by_part_where_memory_is_small(tmp_path, monkeypatch):
+    calls, deltas = [], []
+    for bound in (2**31, 64 * 64 * 4 * 7):
+        monkeypatch.setattr(loftq, "MOMENTS", bound)
+        model = four_bit_llama(tmp_path)
+        calls.append(0)
+
+        def run(model=model):
+            calls[-1] += 1
+            model(input_ids=IDS)
+
+        peft.replace_lora_weights_loftq(model, run_model=run)
+        deltas.append(model.base_model.layers["model.layers.0.self_attn.q_proj"].get_delta_weight("default"))
+    assert calls[0] == 1 and calls[1] > 2
+    torch.testing.assert_close(*deltas)
+
+
+def test_what_fails_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(loftq, "MOMENTS", 1)  # every layer by itself: the first ones are done when a later one fails
+    model = four_bit_llama(tmp_path)
+    before = {k: v.clone() for k, v in model.state_dict().items() if "lora_" in k}
+    last = model.get_base_model().model.layers[1].mlp
+
+    def unchanged():
+        return all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if "lora_" in k)
+
+    with pytest.raises(ConfigError, match="did not run the layers"):
+        peft.replace_lora_weights_loftq(model, run_model=lambda: None)
+    handle = last.register_forward_pre_hook(lambda module, args: (args[0] * float("nan"),))
+    with pytest.raises(ConfigError, match=r"mlp.gate_proj.*not finite"):
+        peft.replace_lora_weights_loftq(model, run_model=runs(model))
+    handle.remove()
+    assert unchanged()
+    models.llama(hidden_size=64, intermediate_size=192, head_dim=16).save_pretrained(tmp_path / "wider")
+    for run_model in (None, runs(model)):
+        with pytest.raises(CheckpointError, match=r"gate_proj.*64 inputs and 192 outputs.*64 and 128"):
+            peft.replace_lora_weights_loftq(model, tmp_path / "wider", run_model=run_model)
+        assert unchanged()
+    with pytest.raises(ZeroDivisionError):
+        peft.replace_lora_weights_loftq(model, callback=lambda found, name: 1 // ("down_proj" not in name))
+    assert unchanged()

@@ -211,6 +211,49 @@ def test_files_are_read_one_at_a_time(original, tmp_path, monkeypatch):
     assert alive == files * 2  # headers first, then each once
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_layers_that_were_conv1d_become_conv1d_again(bits, tmp_path):
+    """transformers turns their weights round when it quantizes them; files of GPT-2 hold them as they were."""
+    from transformers import BitsAndBytesConfig, GPT2LMHeadModel
+
+    wide = {"n_embd": 64, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    models.gpt2(**wide).save_pretrained(tmp_path / "original")
+    how = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4")
+
+    def quantized_gpt2(**options):
+        base = GPT2LMHeadModel.from_pretrained(tmp_path / "original", quantization_config=how, dtype=torch.float32)
+        return adapted(base, target_modules=["c_attn", "c_proj"], **options)  # attn.c_proj is square
+
+    def read(folder):
+        return logits(GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32))
+
+    model = quantized_gpt2()
+    wanted = logits(model)
+    peft.save_merged(model, tmp_path / "streamed", tmp_path / "original")
+    model.merge_and_unload(target="dequantized").save_pretrained(tmp_path / "dequantized")
+    torch.testing.assert_close(read(tmp_path / "dequantized"), wanted, rtol=0, atol=1e-5)
+    merged = quantized_gpt2().merge_and_unload(target="original", original=tmp_path / "original")
+    merged.save_pretrained(tmp_path / "merged")
+    near = adapted(models.gpt2(**wide), target_modules=["c_attn", "c_proj"])
+    near.load_state_dict({k: v for k, v in quantized_gpt2().state_dict().items() if "lora_" in k}, strict=False)
+    for folder in ("merged", "streamed"):
+        torch.testing.assert_close(read(tmp_path / folder), logits(near), rtol=0, atol=1e-5)
+
+
+def test_loftq_on_quantized_layers_that_were_conv1d(tmp_path):
+    from transformers import BitsAndBytesConfig, GPT2LMHeadModel
+
+    original = models.gpt2(n_embd=64)
+    original.save_pretrained(tmp_path)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = GPT2LMHeadModel.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=64, lora_alpha=64, target_modules=["c_attn", "attn.c_proj"]))
+    peft.replace_lora_weights_loftq(model)
+    for path, layer in model.base_model.layers.items():
+        whole = layer.base_weight() + layer.get_delta_weight("default")  # of full rank
+        torch.testing.assert_close(whole, original.get_submodule(path).weight.T, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("wrong", ["missing", "other", "shape", "none"])
 def test_wrong_originals_are_refused_before_anything_changes(wrong, tmp_path):
     folder = tmp_path / "original"

@@ -33,7 +33,13 @@ def tiny(tmp_path_factory):
     return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def make_tiny(folder: Path) -> Path:
+@pytest.fixture(scope="session")
+def wide_tiny(tmp_path_factory):
+    """The same, as wide as the blocks of 64 numbers that 4 bits come in."""
+    return make_tiny(tmp_path_factory.mktemp("models") / "wide", width=64)
+
+
+def make_tiny(folder: Path, width: int = 32) -> Path:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -53,8 +59,8 @@ def make_tiny(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

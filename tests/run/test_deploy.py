@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from peft_run import artefact
 from peft_run.deploy import probe
 from peft_run.deploy.export import export
-from peft_run.deploy.merge import merge
+from peft_run.deploy.merge import adapted_logits, merge
 from peft_run.deploy.ollama import template
 from peft_run.errors import RunError, UsageError
 from peft_run.gguf_llama import GgufLlama
@@ -44,6 +44,36 @@ def test_the_merged_model_is_the_adapted_one(run, tmp_path):
 def test_a_copy_in_half_precision_keeps_what_no_file_holds(run, tmp_path):
     """Rotary frequencies are float32 in a model that is read as bfloat16; a plain `.to` would round them."""
     assert merge(run, tmp_path / "merged", dtype="bf16")["dtype"] == "bfloat16"
+
+
+@pytest.fixture(scope="module", params=[4, 8])
+def quantized_run(request, tmp_path_factory, wide_tiny):
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.mktemp("quantized")
+    return train_one(folder, wide_tiny, CHATS, model={"quant": {"bits": request.param}}, train={"epochs": 10})[0]
+
+
+def test_the_merged_model_is_the_one_that_was_trained_on_a_quantized_base(quantized_run, tmp_path):
+    """The weights before quantization would be another model."""
+    report = merge(quantized_run, tmp_path / "merged")
+    assert report["onto"] == "trained" and "moved" not in report
+    assert report["difference"] < 1e-3 < report["effect"]
+    tuned, rows, trained = adapted_logits(quantized_run, quantized=True)
+    assert tuned.model.get_base_model().is_quantized
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert not hasattr(plain.config, "quantization_config")
+    assert probe.largest_difference(probe.logits(plain, rows), trained) < 1e-4
+    report = export(quantized_run, tmp_path / "vllm", "vllm")
+    assert report["form"] == "merged" and report["onto"] == "trained"  # beside its base it would be on the original
+
+
+def test_a_merge_into_the_original_weights_says_how_far_it_is_from_what_was_trained(quantized_run, tmp_path):
+    report = merge(quantized_run, tmp_path / "merged", onto="original")
+    _, rows, trained = adapted_logits(quantized_run, quantized=True)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    moved = probe.largest_difference(probe.logits(plain, rows), trained)
+    assert report["onto"] == "original" and report["moved"] > 1e-3
+    assert moved == pytest.approx(report["moved"], abs=1e-4)
 
 
 def test_a_classifier_is_merged_with_its_head(tmp_path, tiny):

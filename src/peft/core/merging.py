@@ -15,11 +15,13 @@ from peft.core import extras, match
 from peft.core.layer import AdapterLayer, check_finite
 from peft.errors import CheckpointError, MergeError
 from peft.layers.kind import bare
+from peft.layers.linear import Linear, unquantized
 from peft.storage.shards import Shards
 
 MAX_ERROR = 0.5  # the part of an adapter's effect that requantizing may lose unless told otherwise
 TARGETS = ("requantized", "dequantized", "original")
 FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_4bit_serializable", "is_8bit_serializable", "is_quantized")
+LINEAR = Linear()
 OF_QUANTIZERS = ("hf_quantizer", "quantization_method", "_weight_conversions")
 
 
@@ -190,11 +192,12 @@ def _into_floats(tuner, names, safe_merge, target, original, dtype, verify):
         place = places[path]
         merged, bias = place.adapted(names, W)
         check_finite(merged, W, safe_merge, names, path)
-        new[path] = _linear(place.base, merged.to(dtype), bias)
+        kept = merged.to(dtype)
+        new[path] = _float_layer(place.base, kept, bias)
         if place.wrappers:
             trained = place.weight() if original is not None else W
             wanted = place.adapted(names, trained)[0] if original is not None else merged
-            measured.add(place.key, trained, wanted, new[path].weight)
+            measured.add(place.key, trained, wanted, kept)
     for layer in tuner._innermost_first():
         if not layer.backend.name:
             layer.merge(safe_merge=safe_merge, adapter_names=[n for n in names if n in layer.adapters])
@@ -256,16 +259,32 @@ def _float_weights(model, places, original):
     names = shards.named([f"{p.key}.weight" for p in places.values()], getattr(model, "base_model_prefix", ""))
     key_of = {path: names[f"{place.key}.weight"] for path, place in places.items()}
     for path in sorted(places, key=lambda path: shards.file_of[key_of[path]]):
-        W, place = shards.read(key_of[path]), places[path]
-        if tuple(W.shape) != (place.base.out_features, place.base.in_features):
-            raise CheckpointError(f"{key_of[path]} of {original} has the shape {tuple(W.shape)}, which does not fit.")
-        yield path, W.to(place.backend.placement(place.base, "weight")[0])
+        place = places[path]
+        yield (
+            path,
+            original_weight(shards, key_of[path], place.base).to(place.backend.placement(place.base, "weight")[0]),
+        )
 
 
-def _linear(base, W, bias):
-    new = bare(nn.Linear, {"in_features": W.shape[1], "out_features": W.shape[0]}, weight=W, bias=None)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.detach().to(W.dtype))
+def original_weight(shards, key, base):
+    """The weight (out, in) in the original's files that a quantized linear layer was made from."""
+    W = unquantized(LINEAR, base).canon(shards.read(key))
+    if tuple(W.shape) != (base.out_features, base.in_features):
+        raise CheckpointError(
+            f"{key} of {shards.source} is a weight for {W.shape[1]} inputs and {W.shape[0]} outputs, but the quantized "
+            f"layer has {base.in_features} and {base.out_features}. It must be the model that this was made from."
+        )
+    return W
+
+
+def _float_layer(base, W, bias):
+    """The layer that a quantized one was made from, with other values."""
+    out, inp = W.shape
+    bias = None if bias is None else bias.detach().to(W.dtype)
+    if unquantized(LINEAR, base) is LINEAR:
+        new = bare(nn.Linear, {"in_features": inp, "out_features": out}, weight=W, bias=bias)
+    else:
+        new = bare(base.source_cls, {"nx": inp, "nf": out}, weight=W.T.contiguous(), bias=bias)
     for p in new.parameters():
         p.requires_grad = False
     return new.train(base.training)

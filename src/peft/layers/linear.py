@@ -94,6 +94,14 @@ class Eetq(Linear):
         return out, inp
 
 
+def unquantized(kind, base):
+    """The kind of the float layer that a quantized base was made from, by which files hold its weight.
+
+    transformers makes quantized layers of its Conv1D too, with the weight turned round, and notes the class.
+    """
+    return Conv1D() if getattr(getattr(base, "source_cls", None), "__name__", "") == "Conv1D" else kind
+
+
 def linear(inp, out, bias, **where):
     """An nn.Linear whose parameters are uninitialised memory."""
     return bare(

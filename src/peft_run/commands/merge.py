@@ -13,6 +13,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run, or the folder of an experiment (its latest run)")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="the new folder of the merged model")
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="number format; that of the run if not given")
+    parser.add_argument(
+        "--onto",
+        choices=("trained", "original"),
+        default="trained",
+        help="of a run on a quantized base: into the weights it was trained on, or those before quantization",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -20,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     from peft_run.deploy.merge import merge
     from peft_run.run import Run
 
-    report = merge(Run.open(args.run), Path(args.output), args.console, dtype=args.dtype)
+    report = merge(Run.open(args.run), Path(args.output), args.console, dtype=args.dtype, onto=args.onto)
     if args.json:
         print_json(report)
     return 0

@@ -40,7 +40,7 @@ def export(run: Run, out: Path, to: str, console: Console | None = None, *, kind
         raise UsageError("deploy.generative_only", what=to, task=task)
     check_free(out)
     with run.working("export"):
-        model, tuned, report = merged(run, console)
+        model, tuned, report = merged(run)
         with new_folder(out) as beside:
             file = beside / f"{run.recipe.output.name}-{kind.lower()}.gguf"
             report |= gguf(model, tuned, file, kind)

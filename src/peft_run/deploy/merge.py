@@ -19,47 +19,67 @@ if TYPE_CHECKING:
     from peft_run.run import Run
 
 FILE = "merged.json"
+TRAINED, ORIGINAL = ONTO = "trained", "original"  # on a quantized base: what its weights stand for, or came from
 
 
-def merge(run: Run, out: Path, console: Console | None = None, *, dtype: str | None = None) -> dict[str, Any]:
+def merge(
+    run: Run, out: Path, console: Console | None = None, *, dtype: str | None = None, onto: str = TRAINED
+) -> dict[str, Any]:
     """Write the merged model of a run to the folder `out`; the measures of its proof.
 
-    dtype: fp32, bf16 or fp16; None: that of the run. The merge itself is done and proven in float32, on the base before
-    any quantization; then the written copy is read back. Raises RunError where the two do not agree, UsageError where
-    the method cannot be merged, and leaves nothing at `out` then.
+    dtype: fp32, bf16 or fp16; None: that of the run. The merge itself is done and proven in float32; then the written
+    copy is read back. onto, for a run on a quantized base: "trained", the float weights that it was trained on, or
+    "original", those before quantization, and then the report says how far that is from what was trained ("moved").
+    Raises RunError where copies do not agree, UsageError where the method cannot be merged, and leaves nothing at `out`
+    then.
     """
     console = console or silent()
     check_free(out)
     with run.working("merge"):
-        model, tuned, report = merged(run, console)
+        model, tuned, report = merged(run, onto)
         report |= write(model, tuned, out, dtype)
         run.add_metrics("merge", {"path": str(out), **report})
     effect = f"{report['effect'] or 0:.2g}"
     console("deploy.merged", path=out, difference=f"{report['difference']:.1e}", effect=effect)
+    if "moved" in report:
+        console("deploy.onto_original", moved=f"{report['moved']:.2g}", effect=effect)
     return report
 
 
-def merged(run: Run, console: Console) -> tuple[nn.Module, artefact.Tuned, dict[str, Any]]:
+def merged(run: Run, onto: str = TRAINED) -> tuple[nn.Module, artefact.Tuned, dict[str, Any]]:
     """(the merged float32 model, what it came from, how far it is from the adapted one and that from the base)."""
-    import torch
-
-    tuned = artefact.load(run, device="cpu", dtype=torch.float32, quantized=False)
-    rows = probe.prompts(tuned)
-    adapted = probe.logits(tuned.model, rows)
+    tuned, rows, adapted = adapted_logits(run, quantized=onto == TRAINED)
     if not hasattr(tuned.model, "peft_config"):  # all of it was trained
         return tuned.model, tuned, {"difference": 0.0, "effect": None}
     if tuned.model.active_peft_config.is_prompt_learning:
         raise UsageError("deploy.cannot_merge", method=tuned.info["method"])
     with tuned.model.disable_adapter():
         effect = probe.largest_difference(probe.logits(tuned.model, rows), adapted)
+    report = {"effect": effect}
+    if run.recipe.model.quant is not None:
+        report["onto"] = onto
+        if onto == ORIGINAL:
+            report["moved"] = probe.largest_difference(adapted, adapted_logits(run, quantized=True)[2])
     try:
-        model = tuned.model.merge_and_unload()
+        model = tuned.model.merge_and_unload(target="dequantized" if report.get("onto") == TRAINED else None)
     except NotImplementedError as error:
         raise UsageError("deploy.cannot_merge", method=tuned.info["method"]) from error
     difference = probe.largest_difference(probe.logits(model, rows), adapted)
     if not difference <= probe.TOLERANCE:
         raise RunError("deploy.not_the_same", difference=f"{difference:.2g}", limit=probe.TOLERANCE)
-    return model, tuned, {"difference": difference, "effect": effect}
+    return model, tuned, {"difference": difference, **report}
+
+
+def adapted_logits(run: Run, quantized: bool) -> tuple[artefact.Tuned, list[list[int]], list[torch.Tensor]]:
+    """(the run's model in float32, the texts that copies are compared on, its logits for them)."""
+    import torch
+
+    from peft_run.precision import compute_exactly
+
+    tuned = artefact.load(run, device="cpu", dtype=torch.float32, quantized=quantized)
+    compute_exactly(tuned.model)
+    rows = probe.prompts(tuned)
+    return tuned, rows, probe.logits(tuned.model, rows)
 
 
 def write(model: nn.Module, tuned: artefact.Tuned, out: Path, dtype: str | None) -> dict[str, Any]:

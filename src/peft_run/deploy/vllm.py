@@ -24,7 +24,7 @@ def export(run: Run, out: Path, console: Console) -> dict[str, Any]:
         raise UsageError("deploy.generative_only", what="vllm", task=run.recipe.task)
     check_free(out)
     config = adapter_config(run)
-    reason = obstacle(config)
+    reason = "quantized base" if run.recipe.model.quant else obstacle(config)
     name = run.recipe.output.name
     if reason is not None:
         console("deploy.merged_for_vllm", reason=reason)

@@ -6,6 +6,13 @@ TABLE = {
         "{effect}); the written copy was read back and is the same.",
         "zh": "已合并到 {path}：与带适配器的模型相比，logits 最多相差 {difference}（适配器本身的影响为 {effect}）；写出的副本已读回核对，完全一致。",
     },
+    "deploy.onto_original": {
+        "en": "these are the base's weights before quantization, not those that the adapter was trained on: logits differ "
+        "by {moved} from the trained model, where the adapter moves them by {effect}. Evaluate this copy, or merge "
+        "without --onto.",
+        "zh": "这里用的是量化之前的基座权重，而适配器不是在它们上面训练的：与训练好的模型相比，logits 最多相差 {moved}，"
+        "而适配器本身的影响为 {effect}。请评估这个副本，或去掉 --onto 再合并。",
+    },
     "deploy.exported": {
         "en": "{kind} written to {path}; self-test: {agreed} of {total} tokens as the source gives them.",
         "zh": "已把 {kind} 写到 {path}；自检：{total} 个词元中有 {agreed} 个与来源一致。",

@@ -8,6 +8,7 @@ import torch
 from peft.core import match
 from peft.errors import ConfigError
 from peft.layers.linear import Conv1D
+from peft.methods.lora.inputs import mean_of_inputs
 from peft.methods.lora.loraga import linear_targets, read_cache, write_cache
 
 EIGENS = "eigens"  # the attribute of a base layer that holds its decomposition until the adapter is made
@@ -80,35 +81,14 @@ def preprocess_corda(model, lora_config, run_model=None, hooked_model=None):
 
 def covariance_of_inputs(model, config, run_model):
     """{layer name: XᵀX / batches} of each layer's inputs X (tokens, in), which are scaled to at most 1."""
-    layers = linear_targets(model, config)
-    sums, batches = {}, dict.fromkeys(layers, 0)
     half = config.corda_config.use_float16_for_covariance
 
-    def hook(name):
-        def add(module, args, output):
-            x = args[0].detach().flatten(0, -2)
-            x = x if half else x.float()
-            x = x / x.max().abs()
-            covariance = x.t() @ x
-            if not covariance.isfinite().all():
-                raise ConfigError(
-                    f"The inputs of {name} give a covariance that is not finite; look at the sample data."
-                )
-            sums[name] = sums.get(name, 0) + covariance
-            batches[name] += 1
+    def covariance(x):
+        x = x if half else x.float()
+        x = x / x.max().abs()
+        return x.t() @ x
 
-        return add
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
-    model.eval()
-    try:
-        run_model()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if unused := [n for n in layers if not batches[n]]:
-        raise ConfigError(f"run_model did not run the layers {unused[:5]}: CorDA has no inputs for them.")
-    return {n: s / batches[n] for n, s in sums.items()}
+    return mean_of_inputs(model, linear_targets(model, config), run_model, covariance)
 
 
 def decompose(W, C, r, method):

@@ -1,5 +1,7 @@
 """LoftQ: a quantized base, and A and B that start as what quantizing took away (arXiv 2310.08659).
 
+With sample inputs, as what matters most to them of what it took away (QERA, arXiv 2410.06040).
+
 init_lora_weights="loftq" on a float model does both: the base weight W becomes Q, the values that W has once quantized,
 and s·BA the part of rank r nearest to W − Q. Save the base and load it quantized, or quantize the original and call
 `replace_lora_weights_loftq`, which leaves a quantized base as it is.
@@ -10,12 +12,16 @@ from dataclasses import dataclass, field
 
 import torch
 
+from peft.core.merging import original_weight
 from peft.core.validate import check_range
 from peft.errors import AdapterError, ConfigError
 from peft.methods.lora.inits import pissa
+from peft.methods.lora.inputs import mean_of_inputs
 from peft.storage.shards import Shards
 
 BLOCK = 64  # weights that share a scale in NF4
+MOMENTS = 2**31  # bytes of second moments that are held at a time
+DAMPING = 0.01  # of their mean, added to the diagonal of second moments: few inputs do not fill the space
 NOTHING = 1e-6  # a residual this small, relative to W: the base was quantized before
 
 
@@ -66,12 +72,16 @@ def start(adapter, c):
 
 
 @torch.no_grad()
-def replace_lora_weights_loftq(peft_model, model_path=None, adapter_name="default", callback=None):
+def replace_lora_weights_loftq(peft_model, model_path=None, adapter_name="default", callback=None, run_model=None):
     """Set A and B of a model with a quantized base to what the quantization took away, in one step of LoftQ.
 
     model_path: the safetensors file, or the folder or hub id, of the original model; None: where the base came from.
     callback(model, layer name) is asked after each layer, for example whether the loss fell; False undoes that layer.
-    Raises AdapterError where no layer is quantized, CheckpointError where the original does not fit.
+    run_model(): forwards over sample inputs, some thousand tokens of what the adapter is for. A and B then give back
+    the layers' outputs for such inputs as well as rank r can, not their weights (QERA). It is called more than once
+    where the second moments of the inputs, 4·in² bytes a layer, do not fit into 2 GiB.
+    Raises AdapterError where no layer is quantized, CheckpointError where the original does not fit, and ConfigError
+    where run_model leaves a layer out or gives it numbers that are not finite.
     """
     layers = {path: layer for path, layer in peft_model.base_model.layers.items() if adapter_name in layer.adapters}
     layers = {p: layer for p, layer in layers.items() if layer.backend.name and layer.lora_A is not None}
@@ -85,13 +95,54 @@ def replace_lora_weights_loftq(peft_model, model_path=None, adapter_name="defaul
     shards = Shards(os.fspath(source))
     names = {path: f"{layer.adapters[adapter_name].key}.weight" for path, layer in layers.items()}
     keys = shards.named(list(names.values()), getattr(peft_model.get_base_model(), "base_model_prefix", ""))
+    factors = {path: layer.adapters[adapter_name].factors() for path, layer in layers.items()}
+    before = {path: [t.clone() for t in of] for path, of in factors.items()}
+    try:
+        for part in parts(layers) if run_model else [layers]:
+            moments = mean_of_inputs(peft_model, part, run_model, second_moment) if run_model else {}
+            for path, layer in part.items():
+                adapter = layer.adapters[adapter_name]
+                W = layer.base_weight().float()
+                residual = original_weight(shards, keys[names[path]], layer.get_base_layer()).to(W) - W
+                fill(factors[path], nearest(residual, adapter.r, adapter.scaling, moments.pop(path, None)))
+                if callback is not None and not callback(peft_model, names[path].removesuffix(".weight")):
+                    fill(factors[path], before[path])
+    except BaseException:
+        for path in layers:
+            fill(factors[path], before[path])
+        raise
+
+
+def fill(factors, values):
+    for factor, value in zip(factors, values):
+        factor.copy_(value)
+
+
+def nearest(W, r, s, moments=None):
+    """A (r, in), B (out, r): s·BA is nearest to W, or, with the inputs' second moments (in, in), so in its outputs."""
+    if moments is None:
+        return pissa(W, r, s)
+    damping = DAMPING * moments.diagonal().mean()
+    root = torch.linalg.cholesky(moments + damping * torch.eye(len(moments), device=moments.device))
+    A, B = pissa(W @ root, r, s)
+    A = torch.linalg.solve_triangular(root, A, upper=False, left=False)
+    share = (B.norm(dim=0) / A.norm(dim=1)).sqrt()  # as large as each other again
+    return A * share[:, None], B / share
+
+
+def second_moment(x):
+    x = x.float()
+    return x.t() @ x
+
+
+def parts(layers):
+    """The layers, some at a time, whose second moments fit into the bounds."""
+    part, size = {}, 0
     for path, layer in layers.items():
-        adapter, W = layer.adapters[adapter_name], layer.base_weight().float()
-        residual = shards.read(keys[names[path]]).to(W) - W
-        factors = adapter.factors()
-        before = [t.clone() for t in factors]
-        for factor, value in zip(factors, pissa(residual, adapter.r, adapter.scaling)):
-            factor.copy_(value)
-        if callback is not None and not callback(peft_model, names[path].removesuffix(".weight")):
-            for factor, value in zip(factors, before):
-                factor.copy_(value)
+        more = 4 * layer.in_features**2
+        if part and size + more > MOMENTS:
+            yield part
+            part, size = {}, 0
+        part[path], size = layer, size + more
+    if part:
+        yield part
