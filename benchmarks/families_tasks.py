@@ -146,6 +146,7 @@ class Replies:
         random.Random(seed).shuffle(pairs)
         held_out = limit or 200
         self.held_out, self.train = pairs[:held_out], pairs[held_out:]
+        self.held_out.sort(key=lambda pair: len(pair[0]) + len(pair[1]))  # little padding
 
     def pair(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         chat = [{"role": "user", "content": question}]

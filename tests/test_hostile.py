@@ -17,6 +17,7 @@ import warnings
 import models
 import pytest
 import torch
+from helpers import needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -291,6 +292,40 @@ def test_an_adapter_on_an_already_merged_base_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     merged = model.merge_and_unload()
     refused(tmp_path, BaseMismatchError, base=lambda: merged)
+
+
+@pytest.mark.skipif(bool(needs("bitsandbytes")), reason="needs bitsandbytes")
+@pytest.mark.parametrize("make", [models.llama, models.gpt2])
+def test_quantized_bases_are_told_apart_too(make, tmp_path):
+    from transformers import BitsAndBytesConfig
+
+    wide = {"n_embd": 64} if make is models.gpt2 else {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    make(**wide).save_pretrained(tmp_path / "base")
+    other = make(**wide)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.copy_(weight.flip(0))
+    other.save_pretrained(tmp_path / "other")
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+    def read(name, how=None):
+        return type(make()).from_pretrained(tmp_path / name, quantization_config=how, dtype=torch.float32)
+
+    target = ["c_attn", "c_proj"] if make is models.gpt2 else ["q_proj", "v_proj"]
+    for how in (None, nf4):
+        config = peft.LoraConfig(r=2, target_modules=target, task_type="CAUSAL_LM")
+        peft.get_peft_model(read("base", how), config).save_pretrained(tmp_path / "adapter")
+        for now in (None, nf4):
+            with pytest.raises(BaseMismatchError, match="another base model"):
+                loads(tmp_path / "adapter", lambda now=now: read("other", now))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PeftWarning)
+            for now in (nf4,) if how else (nf4, None):
+                peft.PeftModel.from_pretrained(read("base", now), tmp_path / "adapter")
+        eight = BitsAndBytesConfig(load_in_8bit=True)
+        for now, name in ((None, "float"), (eight, "bnb 8bit")) if how else ():
+            with pytest.warns(PeftWarning, match=f"stored as bnb 4bit. This one is stored as {name}"):
+                peft.PeftModel.from_pretrained(read("base", now), tmp_path / "adapter")
 
 
 DAMAGED = ["", "{", "[]", "null", "{}", "\x00" * 99, '{"base_samples": 3}', '{"base_samples": {"a": "b"}}']

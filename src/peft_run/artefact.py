@@ -7,6 +7,7 @@ tokenizer and the chat template, which are files beside it. `load` refuses where
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,10 @@ def load(
         plain = base.load_base(recipe, task.auto_class, dtype, **task.model_settings())
         settle(plain, tokenizer)
         settle_for_method(plain, recipe)
-        model = PeftModel.from_pretrained(plain, str(run.path), strict=True)
+        with warnings.catch_warnings():
+            if not quantized:  # asked for; `peft merge` says what it makes of the model
+                warnings.filterwarnings("ignore", message=".* was trained on a base stored as")
+            model = PeftModel.from_pretrained(plain, str(run.path), strict=True)
         answer_task_ids(model)
     model.eval()
     task.prepare(model)

@@ -15,7 +15,7 @@ from peft.core import extras, match
 from peft.core.layer import AdapterLayer, check_finite
 from peft.errors import CheckpointError, MergeError
 from peft.layers.kind import bare
-from peft.layers.linear import Linear, unquantized
+from peft.layers.linear import Linear
 from peft.storage.shards import Shards
 
 MAX_ERROR = 0.5  # the part of an adapter's effect that requantizing may lose unless told otherwise
@@ -268,7 +268,7 @@ def _float_weights(model, places, original):
 
 def original_weight(shards, key, base):
     """The weight (out, in) in the original's files that a quantized linear layer was made from."""
-    W = unquantized(LINEAR, base).canon(shards.read(key))
+    W = LINEAR.unquantized(base).canon(shards.read(key))
     if tuple(W.shape) != (base.out_features, base.in_features):
         raise CheckpointError(
             f"{key} of {shards.source} is a weight for {W.shape[1]} inputs and {W.shape[0]} outputs, but the quantized "
@@ -281,7 +281,7 @@ def _float_layer(base, W, bias):
     """The layer that a quantized one was made from, with other values."""
     out, inp = W.shape
     bias = None if bias is None else bias.detach().to(W.dtype)
-    if unquantized(LINEAR, base) is LINEAR:
+    if LINEAR.unquantized(base) is LINEAR:
         new = bare(nn.Linear, {"in_features": inp, "out_features": out}, weight=W, bias=bias)
     else:
         new = bare(base.source_cls, {"nx": inp, "nf": out}, weight=W.T.contiguous(), bias=bias)

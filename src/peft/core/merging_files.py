@@ -12,7 +12,6 @@ from peft.core import extras
 from peft.core.layer import check_finite
 from peft.core.merging import Measured, Place, places_of
 from peft.errors import CheckpointError, MergeError
-from peft.layers.linear import unquantized
 from peft.storage.shards import INDEX, Shards
 
 
@@ -79,7 +78,7 @@ def _changes(tuner, names, shards):
 def _weight_change(place, names):
     def change(old, measured):
         layer = place.wrappers[0]
-        kind, device = unquantized(layer.kind, place.base), layer.placement()["device"]
+        kind, device = layer.kind.unquantized(place.base), layer.placement()["device"]
         if tuple(kind.canon(old).shape) != tuple(layer.shape):
             raise CheckpointError(f"{place.key}.weight has the shape {tuple(old.shape)} in the original's files.")
         new = kind.uncanon(place.adapted(names, kind.canon(old.to(device)))[0]).to(old.dtype)

@@ -29,6 +29,10 @@ class Kind:
     def uncanon(self, W):
         return W
 
+    def unquantized(self, base):
+        """The kind of the float layer that a quantized base was made from, by which files hold its weight."""
+        return self
+
     def op(self, base, x, W):
         """The base operation with canonical weight W and no bias."""
         raise NotImplementedError

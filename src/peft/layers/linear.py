@@ -20,6 +20,10 @@ class Linear(Kind):
     def shape(self, base):
         return base.out_features, base.in_features
 
+    def unquantized(self, base):
+        """transformers makes quantized layers of its Conv1D too, with the weight turned round, and notes the class."""
+        return Conv1D() if getattr(getattr(base, "source_cls", None), "__name__", "") == "Conv1D" else self
+
     def op(self, base, x, W):
         return F.linear(x, W)
 
@@ -92,14 +96,6 @@ class Eetq(Linear):
     def shape(self, base):
         inp, out = base.weight.shape
         return out, inp
-
-
-def unquantized(kind, base):
-    """The kind of the float layer that a quantized base was made from, by which files hold its weight.
-
-    transformers makes quantized layers of its Conv1D too, with the weight turned round, and notes the class.
-    """
-    return Conv1D() if getattr(getattr(base, "source_cls", None), "__name__", "") == "Conv1D" else kind
 
 
 def linear(inp, out, bias, **where):

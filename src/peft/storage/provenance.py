@@ -6,23 +6,33 @@ change of dtype. Readers that do not know the file ignore it.
 
 import json
 import os
+import warnings
 
 import torch
 
-from peft.errors import BaseMismatchError, PeftWarning
+from peft.errors import BaseMismatchError, MergeError, PeftWarning
 from peft.version import __version__
 
 FILE_NAME = "adapter_provenance.json"
 LAYERS, NUMBERS = 8, 16
 TOLERANCE = 0.05  # relative; bfloat16 rounding is 0.004, another model is about 1.4
+QUANTIZED = 0.8  # in its place where one side is quantized: 4 bits move weights by 0.1, 2 bits by 0.5
+NOTICEABLE = 0.02  # from here on what was trained on a quantized base acts otherwise on another copy; 8 bits: 0.01
 
 
 def sample(layer):
-    """A few base weights of a layer, evenly spaced; None where it has no one weight, or it is quantized or not here."""
-    base = layer.get_base_layer()
-    if layer.backend.name or layer.kind.name in ("mha", "whole", "attention", "block", "sublayer"):
+    """A few base weights of a layer, evenly spaced, as the float model's files have them; None where it has no one
+    weight, or it is not here or only its library can read it."""
+    base, kind = layer.get_base_layer(), layer.kind
+    if kind.name in ("mha", "whole", "attention", "block", "sublayer"):
         return None
-    W = layer._undo[0][1] if layer.merged else getattr(base, layer.kind.param)
+    W = layer._undo[0][1] if layer.merged else getattr(base, kind.param)
+    if layer.backend.name:
+        try:
+            W = layer.backend.unpack(base, W if layer.merged else layer.backend.get(base, kind.param))
+        except MergeError:
+            return None
+        W = kind.unquantized(base).uncanon(kind.canon(W))
     if W.is_meta or not W.is_floating_point() or type(W.data) is not torch.Tensor:
         return None
     flat = W.detach().reshape(-1) if W.is_contiguous() else W.detach().contiguous().reshape(-1)
@@ -35,6 +45,7 @@ def describe(model, layers, adapter_name):
     layers = list(_adapted_layers(layers, adapter_name).items())
     step = max(1, len(layers) // LAYERS)
     samples = {key: sample(layer) for key, layer in layers[::step][:LAYERS]}
+    stored = {layer.backend.name for _, layer in layers} - {""}
     config = getattr(model, "config", None)
     return json.dumps(
         {
@@ -44,6 +55,7 @@ def describe(model, layers, adapter_name):
             "base_model_class": type(model).__name__,
             "base_model_type": getattr(config, "model_type", None),
             "base_vocab_size": getattr(config, "vocab_size", None),
+            "base_stored_as": ", ".join(sorted(stored)) or "float",
             "base_samples": {k: v for k, v in samples.items() if v},
         },
         indent=2,
@@ -63,26 +75,37 @@ def check(model, layers, adapter_name, path):
     """Compare a model with the provenance file beside its adapter, if there is one.
 
     Raises BaseMismatchError where the base weights differ from those the adapter was trained on. Models without a
-    model_type (plain modules) get a PeftWarning instead: their initialisation is often random.
+    model_type (plain modules) get a PeftWarning instead: their initialisation is often random. So does an adapter that
+    was trained on a quantized base, on a copy of it that is stored otherwise.
     """
     if path is None or not os.path.isfile(path):
         return
     try:
         with open(path, encoding="utf-8") as f:
-            told = json.load(f)["base_samples"]
-        told = {k: torch.tensor(v, dtype=torch.float32) for k, v in told.items()}
+            file = json.load(f)
+        told = {k: torch.tensor(v, dtype=torch.float32) for k, v in file["base_samples"].items()}
+        trained_on = str(file.get("base_stored_as", "float"))
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # not ours, or of a later format
     layers = _adapted_layers(layers, adapter_name)
-    worst, where = 0.0, None
+    worst, where, quantized = 0.0, None, trained_on != "float"
     for key, before in told.items():
         now = sample(layers[key]) if key in layers else None
         if now is None or len(now) != len(before):
             continue
+        quantized = quantized or bool(layers[key].backend.name)
         difference = float((torch.tensor(now) - before).norm() / (before.norm() + 1e-12))
         if difference > worst:
             worst, where = difference, key
-    if worst <= TOLERANCE:
+    if worst <= (QUANTIZED if quantized else TOLERANCE):
+        now = {layer.backend.name or "float" for layer in layers.values()}
+        if trained_on != "float" and trained_on not in now and worst > NOTICEABLE:
+            _warn(
+                f"Adapter {adapter_name!r} was trained on a base stored as {trained_on}. This one is stored as "
+                f"{', '.join(sorted(now))} and its weights differ by {worst:.0%}, so what comes out differs from what "
+                "was trained, the more so if the adapter started with LoftQ. Load the base as it was for training, and "
+                'merge there with target="dequantized"; or pass check_base=False.'
+            )
         return
     message = (
         f"Adapter {adapter_name!r} was trained on another base model: the weights of {where} differ by "
@@ -90,8 +113,10 @@ def check(model, layers, adapter_name, path):
         "want, pass check_base=False."
     )
     if getattr(getattr(model, "config", None), "model_type", None) is None:
-        import warnings
-
-        warnings.warn(message, PeftWarning, stacklevel=4)
+        _warn(message)
         return
     raise BaseMismatchError(message)
+
+
+def _warn(message):
+    warnings.warn(message, PeftWarning, stacklevel=5)

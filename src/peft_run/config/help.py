@@ -25,6 +25,11 @@ HELP: dict[str, tuple[str, str]] = {
     "model.quant.backend": ("library that quantizes", "量化所用的库"),
     "model.quant.type": ("4-bit number format", "4 位数值格式"),
     "model.quant.double": ("quantize the scales too", "对缩放系数再次量化"),
+    "model.quant.loftq": (
+        "start LoRA from what quantizing took away (LoftQ), as far as the training data feel it; the adapter then "
+        "belongs to the quantized base alone",
+        "让 LoRA 从量化所丢失的部分开始（LoftQ），以训练数据能感受到的为准；这样的适配器只适用于量化后的基座",
+    ),
     "model.attn": ("attention implementation", "注意力的实现方式"),
     "model.device": ("auto, cpu, cuda, cuda:1, mps", "auto、cpu、cuda、cuda:1、mps"),
     "model.trust_remote_code": (

@@ -36,6 +36,7 @@ class Quant(Section):
     backend: Literal["bnb"] = "bnb"
     type: Literal["nf4", "fp4"] = "nf4"
     double: bool = True
+    loftq: bool = False
 
 
 class Model(Section):

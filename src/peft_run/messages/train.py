@@ -27,6 +27,10 @@ TABLE = {
         "en": "  held out, after step {step}: {measures}",
         "zh": "  留出集，第 {step} 步之后：{measures}",
     },
+    "train.loftq": {
+        "en": "LoRA starts from what quantizing took away, for {tokens} tokens of the training data ({seconds:.0f} s)",
+        "zh": "LoRA 从量化所丢失的部分开始，依据训练数据的 {tokens} 个词元（{seconds:.0f} 秒）",
+    },
     "train.resumed": {"en": "Resumed from the checkpoint of step {step}", "zh": "从第 {step} 步的检查点继续"},
     "train.damaged_checkpoint": {
         "en": "{path} is damaged ({problem}); an older checkpoint is taken",

@@ -37,6 +37,8 @@ def wrap(base: nn.Module, recipe: Recipe, task_type: str, steps: int) -> nn.Modu
         base.requires_grad_(True)
         return base
     if recipe.model.quant is not None:
+        if recipe.model.quant.loftq and (recipe.adapter.method.lower() != "lora" or recipe.task in ("dpo", "kto")):
+            raise UsageError("adapter.loftq", method=recipe.adapter.method, task=recipe.task)
         prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     settle(base, recipe)
     model = get_peft_model(base, adapter_config(recipe, task_type, steps))

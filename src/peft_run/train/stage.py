@@ -58,7 +58,7 @@ def train(
 
 def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool, world: World) -> dict[str, Any]:
     from peft_run.plan.check import check
-    from peft_run.train import checkpoint
+    from peft_run.train import checkpoint, loftq
     from peft_run.train.loop import Loop
     from peft_run.train.progress import progress
 
@@ -84,8 +84,11 @@ def work(run: Run, recipe: Recipe, console: Console, resume: bool, force: bool, 
     loop = Loop(run, recipe, task, model, items, held_out, dtype=dtype, added=added, console=console, world=world)
     if resume and loop.resume(checkpoint.newest(run, console) if world.main else None):
         console("train.resumed", step=loop.state.step)
-    elif resume:  # stopped before its first checkpoint: it begins again, and so does its log
-        run.cut_log(0)
+    else:
+        if resume:  # stopped before its first checkpoint: it begins again, and so does its log
+            run.cut_log(0)
+        if recipe.model.quant is not None and recipe.model.quant.loftq:
+            loftq.start(loop, base.find(recipe), console)
     say_plan(loop, console)
     with interruption() as interrupted, progress(console, loop.total, loop.state.step) as shown:
         finished = loop.go(shown, interrupted)

@@ -15,13 +15,14 @@ import torch
 from peft.core.merging import original_weight
 from peft.core.validate import check_range
 from peft.errors import AdapterError, ConfigError
-from peft.methods.lora.inits import pissa
+from peft.methods.lora.inits import SEED, pissa
 from peft.methods.lora.inputs import mean_of_inputs
 from peft.storage.shards import Shards
 
 BLOCK = 64  # weights that share a scale in NF4
-MOMENTS = 2**31  # bytes of second moments that are held at a time
-DAMPING = 0.01  # of their mean, added to the diagonal of second moments: few inputs do not fill the space
+MOMENTS = 2**30  # bytes of second moments that are held at a time
+MORE, ITERATIONS = 32, 4  # vectors beside those that are wanted, and rounds, until these are found
+TINY = 1e-12  # in place of a size of zero
 NOTHING = 1e-6  # a residual this small, relative to W: the base was quantized before
 
 
@@ -79,7 +80,7 @@ def replace_lora_weights_loftq(peft_model, model_path=None, adapter_name="defaul
     callback(model, layer name) is asked after each layer, for example whether the loss fell; False undoes that layer.
     run_model(): forwards over sample inputs, some thousand tokens of what the adapter is for. A and B then give back
     the layers' outputs for such inputs as well as rank r can, not their weights (QERA). It is called more than once
-    where the second moments of the inputs, 4·in² bytes a layer, do not fit into 2 GiB.
+    where the second moments of the inputs, 4·in² bytes a layer, do not fit into 1 GiB.
     Raises AdapterError where no layer is quantized, CheckpointError where the original does not fit, and ConfigError
     where run_model leaves a layer out or gives it numbers that are not finite.
     """
@@ -114,20 +115,33 @@ def replace_lora_weights_loftq(peft_model, model_path=None, adapter_name="defaul
 
 
 def fill(factors, values):
-    for factor, value in zip(factors, values):
-        factor.copy_(value)
+    """Set A and B, as far as there are values: a matrix has no more components than rows or columns."""
+    (A, B), (new_A, new_B) = factors, values
+    A[: len(new_A)] = new_A
+    B[:, : len(new_A)] = new_B
 
 
 def nearest(W, r, s, moments=None):
-    """A (r, in), B (out, r): s·BA is nearest to W, or, with the inputs' second moments (in, in), so in its outputs."""
+    """A (r, in), B (out, r): s·BA is nearest to W, or, with the inputs' second moments (in, in), so in its outputs.
+
+    The nearest outputs are those projected on their r principal directions U: BA = U·Uᵀ·W.
+    """
     if moments is None:
         return pissa(W, r, s)
-    damping = DAMPING * moments.diagonal().mean()
-    root = torch.linalg.cholesky(moments + damping * torch.eye(len(moments), device=moments.device))
-    A, B = pissa(W @ root, r, s)
-    A = torch.linalg.solve_triangular(root, A, upper=False, left=False)
-    share = (B.norm(dim=0) / A.norm(dim=1)).sqrt()  # as large as each other again
-    return A * share[:, None], B / share
+    U = principal(lambda Q: W @ (moments @ (W.t() @ Q)), len(W), r, W)
+    A = U.t() @ W
+    size = (A.norm(dim=1) / s).sqrt()  # A and B of the same size
+    return A / (s * size.clamp(min=TINY))[:, None], U * size
+
+
+def principal(product, n, r, like):
+    """The r principal eigenvectors (n, r) of a symmetric n x n matrix, given its product with others (n, k)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        Q = torch.randn(n, min(n, r + MORE)).to(like)
+    for _ in range(ITERATIONS):
+        Q = torch.linalg.qr(product(Q)).Q
+    return Q @ torch.linalg.eigh(Q.t() @ product(Q)).eigenvectors.flip(1)[:, :r]
 
 
 def second_moment(x):
