@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from peft_run.tasks.task import Batch
     from peft_run.train.loop import Loop
 
-TOKENS = 8192  # more than a layer of the usual small models has inputs, and seconds of computing
+TOKENS = 4096  # more than most layers have inputs, and seconds of computing
 
 
 def start(loop: Loop, original: str, console: Console) -> None:

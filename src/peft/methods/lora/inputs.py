@@ -32,5 +32,5 @@ def mean_of_inputs(model, layers, run_model, of):
         for handle in handles:
             handle.remove()
     if unused := [n for n in layers if not batches[n]]:
-        raise ConfigError(f"run_model did not run the layers {unused[:5]}: there are no inputs to start from.")
+        raise ConfigError(f"run_model did not run the layers {unused[:5]}: give samples of what they are for.")
     return {n: s / batches[n] for n, s in sums.items()}

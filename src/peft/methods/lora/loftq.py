@@ -20,7 +20,7 @@ from peft.methods.lora.inputs import mean_of_inputs
 from peft.storage.shards import Shards
 
 BLOCK = 64  # weights that share a scale in NF4
-MOMENTS = 2**30  # bytes of second moments that are held at a time
+MOMENTS = 2**28  # bytes of second moments that are held at a time
 MORE, ITERATIONS = 32, 4  # vectors beside those that are wanted, and rounds, until these are found
 TINY = 1e-12  # in place of a size of zero
 NOTHING = 1e-6  # a residual this small, relative to W: the base was quantized before
@@ -80,7 +80,7 @@ def replace_lora_weights_loftq(peft_model, model_path=None, adapter_name="defaul
     callback(model, layer name) is asked after each layer, for example whether the loss fell; False undoes that layer.
     run_model(): forwards over sample inputs, some thousand tokens of what the adapter is for. A and B then give back
     the layers' outputs for such inputs as well as rank r can, not their weights (QERA). It is called more than once
-    where the second moments of the inputs, 4·in² bytes a layer, do not fit into 1 GiB.
+    where the second moments of the inputs, 4·in² bytes a layer, do not fit into 256 MiB.
     Raises AdapterError where no layer is quantized, CheckpointError where the original does not fit, and ConfigError
     where run_model leaves a layer out or gives it numbers that are not finite.
     """
