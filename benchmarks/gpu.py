@@ -6,7 +6,7 @@ Llama-2-7B's shape from a config with random weights; 1 x 2048 tokens, rank 16 o
 checkpointing. Needs bitsandbytes in both environments, and about 20 GB. "floor": the frozen model's forward and
 backward to the embedding's output, without adapters. "prepared": after each library's
 `prepare_model_for_kbit_training`.
-`--device cpu --layers 1 --length 64` tries the script where there is no GPU; memory is the process's then.
+`--device cpu --shape tiny --layers 2 --length 64` tries the script where there is no GPU; memory is the process's then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ import torch
 import upstream
 from torch import nn
 
-SHAPE = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000}
+SHAPES = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 32000},
+    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "vocab_size": 1000},
+}
 STORAGES = ("bf16", "nf4", "nf4, prepared", "int8")
 PARTS = ("floor", "upstream", "ours")
 WARM = 2
@@ -35,9 +38,10 @@ def build(storage: str, options: argparse.Namespace) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[options.shape], num_hidden_layers=options.layers)
     with torch.device(options.device):
         torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE, num_hidden_layers=options.layers)).requires_grad_(False)
+        model = LlamaForCausalLM(config).requires_grad_(False)
         torch.set_default_dtype(torch.float32)
     if storage != "bf16":
         for name, linear in list(model.model.named_modules()):
@@ -79,7 +83,7 @@ def worker(storage: str, part: str, options: argparse.Namespace) -> dict:
         model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     optimizer = None if part == "floor" else torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     model.train()
-    ids = torch.randint(0, SHAPE["vocab_size"], (1, options.length), device=options.device)
+    ids = torch.randint(0, SHAPES[options.shape]["vocab_size"], (1, options.length), device=options.device)
     if options.device != "cpu":
         torch.cuda.reset_peak_memory_stats()  # the base was in bfloat16 before it was quantized
     seconds = []
@@ -115,7 +119,7 @@ def measure(storage: str, part: str, options: argparse.Namespace) -> dict:
     if not theirs:
         environment["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
     command = [options.upstream_python or upstream.python() if theirs else sys.executable, "-W", "ignore", __file__]
-    for name in ("device", "layers", "length", "steps"):
+    for name in ("device", "shape", "layers", "length", "steps"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(
         [*command, "--worker", storage, part], env=environment, capture_output=True, text=True, check=False
@@ -128,7 +132,7 @@ def measure(storage: str, part: str, options: argparse.Namespace) -> dict:
 def table(found: dict[str, dict[str, dict]], options: argparse.Namespace) -> str:
     name = "CPU" if options.device == "cpu" else torch.cuda.get_device_name()
     lines = [
-        f"`python benchmarks/gpu.py`: {name}, torch {torch.__version__}, {options.layers} layers of 7B's, "
+        f"`python benchmarks/gpu.py`: {name}, torch {torch.__version__}, {options.shape}, {options.layers} layers, "
         f"1 x {options.length} tokens, {options.steps} steps\n",
         "| base | step, floor | Hugging Face PEFT | here | | peak memory, floor | Hugging Face PEFT | here | |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
@@ -145,6 +149,7 @@ def table(found: dict[str, dict[str, dict]], options: argparse.Namespace) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=5)

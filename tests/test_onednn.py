@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from helpers import chat_llama
 from torch import nn
 
 import peft
-from peft.errors import AdapterError
+from peft.errors import AdapterError, BaseMismatchError, PeftWarning
 from peft.quant.onednn import PackedLinear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -52,6 +53,29 @@ def test_copies_pickles_and_what_it_cannot_become():
         assert torch.equal(twin.packed.to_dense(), linear.weight)
     with pytest.raises(TypeError, match="convert or move the model first"):
         layer.half()
+
+
+@pytest.mark.parametrize("trained_on", ["plain", "packed"])
+def test_the_base_is_compared_as_the_floats_that_it_is(trained_on, tmp_path):
+    """With the narrow margin of floats: nothing here is rounded."""
+
+    def model(scale, packed):
+        base = chat_llama()
+        with torch.no_grad():
+            for weight in base.parameters():
+                weight.mul_(scale)
+        if packed:
+            peft.pack_linears(base)
+        return base
+
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"])
+    peft.get_peft_model(model(1.0, trained_on == "packed"), config).save_pretrained(tmp_path)
+    for packed in (False, True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PeftWarning)
+            peft.PeftModel.from_pretrained(model(1.0, packed), tmp_path)
+        with pytest.raises(BaseMismatchError, match="10%"):
+            peft.PeftModel.from_pretrained(model(1.1, packed), tmp_path)
 
 
 def test_an_adapter_goes_from_a_packed_base_to_a_plain_one(tmp_path):

@@ -38,6 +38,11 @@ class Plain:
     def owns(base):
         return True
 
+    @property
+    def storage(self):
+        """What files say of a base with such weights: "float", or whatever else rounds them."""
+        return self.name or "float"
+
     def get(self, base, param):
         """The stored weight, as `put` takes it back."""
         packed = base._parameters.get(param, None)

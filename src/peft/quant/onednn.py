@@ -56,6 +56,7 @@ class Packed(Carried):
     """packed: see PackedLinear. Reading and storing only changes the order, so a merge loses nothing."""
 
     name = "onednn"
+    storage = "float"  # the same numbers
 
     @staticmethod
     def owns(base):

@@ -10,9 +10,10 @@ import warnings
 
 import torch
 
-from peft.errors import BaseMismatchError, MergeError, PeftWarning
+from peft.errors import BaseMismatchError, PeftWarning
 from peft.version import __version__
 
+FLOAT = "float"
 FILE_NAME = "adapter_provenance.json"
 LAYERS, NUMBERS = 8, 16
 TOLERANCE = 0.05  # relative; bfloat16 rounding is 0.004, another model is about 1.4
@@ -26,13 +27,14 @@ def sample(layer):
     base, kind = layer.get_base_layer(), layer.kind
     if kind.name in ("mha", "whole", "attention", "block", "sublayer"):
         return None
-    W = layer._undo[0][1] if layer.merged else getattr(base, kind.param)
     if layer.backend.name:
         try:
-            W = layer.backend.unpack(base, W if layer.merged else layer.backend.get(base, kind.param))
-        except MergeError:
+            W = layer.backend.unpack(base, layer._undo[0][1] if layer.merged else layer.backend.get(base, kind.param))
+        except Exception:  # of its library, which may need another device to read it: no reason not to save
             return None
         W = kind.unquantized(base).uncanon(kind.canon(W))
+    else:
+        W = layer._undo[0][1] if layer.merged else getattr(base, kind.param)
     if W.is_meta or not W.is_floating_point() or type(W.data) is not torch.Tensor:
         return None
     flat = W.detach().reshape(-1) if W.is_contiguous() else W.detach().contiguous().reshape(-1)
@@ -45,7 +47,7 @@ def describe(model, layers, adapter_name):
     layers = list(_adapted_layers(layers, adapter_name).items())
     step = max(1, len(layers) // LAYERS)
     samples = {key: sample(layer) for key, layer in layers[::step][:LAYERS]}
-    stored = {layer.backend.name for _, layer in layers} - {""}
+    stored = {layer.backend.storage for _, layer in layers} - {FLOAT}
     config = getattr(model, "config", None)
     return json.dumps(
         {
@@ -55,7 +57,7 @@ def describe(model, layers, adapter_name):
             "base_model_class": type(model).__name__,
             "base_model_type": getattr(config, "model_type", None),
             "base_vocab_size": getattr(config, "vocab_size", None),
-            "base_stored_as": ", ".join(sorted(stored)) or "float",
+            "base_stored_as": ", ".join(sorted(stored)) or FLOAT,
             "base_samples": {k: v for k, v in samples.items() if v},
         },
         indent=2,
@@ -84,22 +86,22 @@ def check(model, layers, adapter_name, path):
         with open(path, encoding="utf-8") as f:
             file = json.load(f)
         told = {k: torch.tensor(v, dtype=torch.float32) for k, v in file["base_samples"].items()}
-        trained_on = str(file.get("base_stored_as", "float"))
+        trained_on = str(file.get("base_stored_as", FLOAT))
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # not ours, or of a later format
     layers = _adapted_layers(layers, adapter_name)
-    worst, where, quantized = 0.0, None, trained_on != "float"
+    worst, where, quantized = 0.0, None, trained_on != FLOAT
     for key, before in told.items():
         now = sample(layers[key]) if key in layers else None
         if now is None or len(now) != len(before):
             continue
-        quantized = quantized or bool(layers[key].backend.name)
+        quantized = quantized or layers[key].backend.storage != FLOAT
         difference = float((torch.tensor(now) - before).norm() / (before.norm() + 1e-12))
         if difference > worst:
             worst, where = difference, key
     if worst <= (QUANTIZED if quantized else TOLERANCE):
-        now = {layer.backend.name or "float" for layer in layers.values()}
-        if trained_on != "float" and trained_on not in now and worst > NOTICEABLE:
+        now = {layer.backend.storage for layer in layers.values()}
+        if trained_on != FLOAT and trained_on not in now and worst > NOTICEABLE:
             _warn(
                 f"Adapter {adapter_name!r} was trained on a base stored as {trained_on}. This one is stored as "
                 f"{', '.join(sorted(now))} and its weights differ by {worst:.0%}, so what comes out differs from what "
