@@ -76,7 +76,7 @@ def base_model(dtype: str, *, own_weights: bool = False):
     return model.requires_grad_(False).eval()
 
 
-def quantize(model, storage: str, dtype: torch.dtype):
+def quantize(model, storage: str, dtype: torch.dtype, device: str = "cpu"):
     """The model with its linear layers but the last in "nf4", "fp4", "nf4_double" or "int8"."""
     import bitsandbytes
 
@@ -93,7 +93,7 @@ def quantize(model, storage: str, dtype: torch.dtype):
             )
         made.load_state_dict(linear.state_dict())
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, made.to("cpu"))
+        setattr(model.get_submodule(parent), name, made.to(device))
     return model
 
 

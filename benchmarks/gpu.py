@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import upstream
+from fixtures import quantize
 from torch import nn
 
 SHAPES = {
@@ -38,31 +39,15 @@ def build(storage: str, options: argparse.Namespace) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPES[options.shape], num_hidden_layers=options.layers)
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device(options.device):
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(config).requires_grad_(False)
-        torch.set_default_dtype(torch.float32)
+        model = LlamaForCausalLM(LlamaConfig(**SHAPES[options.shape], num_hidden_layers=options.layers))
     if storage != "bf16":
-        for name, linear in list(model.model.named_modules()):
-            if isinstance(linear, nn.Linear):
-                model.model.set_submodule(name, quantized(linear, storage, options.device))
+        quantize(model, storage.removesuffix(", prepared"), torch.bfloat16, options.device)
         setattr(model, "is_loaded_in_8bit" if storage == "int8" else "is_loaded_in_4bit", True)
         model.is_quantized = True
-    return model
-
-
-def quantized(linear: nn.Linear, storage: str, device: str) -> nn.Module:
-    import bitsandbytes
-
-    if storage == "int8":
-        layer = bitsandbytes.nn.Linear8bitLt(linear.in_features, linear.out_features, False, has_fp16_weights=False)
-        layer.load_state_dict(linear.state_dict())
-    else:
-        sizes = linear.in_features, linear.out_features, False
-        layer = bitsandbytes.nn.Linear4bit(*sizes, compute_dtype=torch.bfloat16, quant_type="nf4")
-        layer.weight = bitsandbytes.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
-    return layer.requires_grad_(False).to(device)
+    torch.set_default_dtype(torch.float32)
+    return model.requires_grad_(False)
 
 
 def worker(storage: str, part: str, options: argparse.Namespace) -> dict:

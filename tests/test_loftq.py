@@ -182,7 +182,7 @@ def test_wrong_uses(tmp_path):
 
 # -- with sample inputs ---------------------------------------------------------------------------------------------
 def runs(model, ids=None):
-    """A function that runs the model over sample texts, and how often it was called."""
+    """A function that runs the model over sample texts."""
     ids = torch.arange(64).view(4, 16) if ids is None else ids
     return lambda: model(input_ids=ids)
 

@@ -21,8 +21,8 @@ from peft.storage.shards import Shards
 MAX_ERROR = 0.5  # the part of an adapter's effect that requantizing may lose unless told otherwise
 TARGETS = ("requantized", "dequantized", "original")
 FLAGS = ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_4bit_serializable", "is_8bit_serializable", "is_quantized")
-LINEAR = Linear()
 OF_QUANTIZERS = ("hf_quantizer", "quantization_method", "_weight_conversions")
+LINEAR = Linear()
 
 
 @dataclass
@@ -260,14 +260,15 @@ def _float_weights(model, places, original):
     key_of = {path: names[f"{place.key}.weight"] for path, place in places.items()}
     for path in sorted(places, key=lambda path: shards.file_of[key_of[path]]):
         place = places[path]
-        yield (
-            path,
-            original_weight(shards, key_of[path], place.base).to(place.backend.placement(place.base, "weight")[0]),
-        )
+        device, _ = place.backend.placement(place.base, "weight")
+        yield path, original_weight(shards, key_of[path], place.base).to(device)
 
 
 def original_weight(shards, key, base):
-    """The weight (out, in) in the original's files that a quantized linear layer was made from."""
+    """The weight (out, in) in the original's files that a quantized linear layer was made from.
+
+    Raises CheckpointError where it has another shape.
+    """
     W = LINEAR.unquantized(base).canon(shards.read(key))
     if tuple(W.shape) != (base.out_features, base.in_features):
         raise CheckpointError(
